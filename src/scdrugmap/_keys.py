@@ -1,0 +1,45 @@
+"""Every AnnData slot name that scdrugmap reads or writes, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+RESISTANT, SENSITIVE = "resistant", "sensitive"
+#: Categories of every label and prediction, in this order; the positive class is the last.
+CLASSES = (RESISTANT, SENSITIVE)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Slot names of ``obs``, ``var``, ``obsm`` and ``uns``."""
+
+    # obs, read
+    response: str = "response"
+    sample: str = "sample"
+    patient: str = "patient"
+    study: str = "study"
+    batch: str = "batch"
+    drug: str = "drug"
+    tissue: str = "tissue"
+    cancer_type: str = "cancer_type"
+    time_point: str = "time_point"
+    # obs, written, as suffixes of ``key_added``
+    pred: str = "_pred"
+    score: str = "_score"
+    set: str = "_set"
+    ood: str = "_ood"
+    # var
+    gene_symbol: str = "gene_symbol"
+    ensembl_id: str = "ensembl_id"
+    # uns
+    genes: str = "scdrugmap_genes"
+    concat: str = "scdrugmap_concat"
+    provenance: str = "provenance"
+
+    @staticmethod
+    def embedding(key: str) -> str:
+        """Name of the ``obsm`` slot of the model with this key."""
+        return f"X_{key}"
+
+
+KEYS = Keys()
