@@ -1,0 +1,19 @@
+"""Gene identifiers, the symbol table and the mapping between them."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach(
+    __name__,
+    submod_attrs={
+        "identifiers": [
+            "Genes",
+            "Recognition",
+            "as_text",
+            "classify",
+            "recognise",
+            "species_of",
+            "strip_genome",
+            "strip_version",
+        ],
+    },
+)

@@ -1,0 +1,217 @@
+"""The one handler of AnnData and MuData: every public shell reads and writes through it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scdrugmap._errors import InputError, InputTypeError, MissingKeyError
+from scdrugmap.genes.identifiers import Genes
+
+#: Columns of ``var`` that hold symbols, and those that hold Ensembl ids; the first that is there counts.
+SYMBOL_COLUMNS = ("gene_symbol", "symbol", "gene_name", "gene_symbols", "gene_names", "feature_name")
+ENSEMBL_COLUMNS = ("ensembl_id", "ensembl", "gene_ids", "ensembl_ids", "gene_id", "feature_id")
+ENTREZ_COLUMNS = ("entrez_id", "entrez", "entrezgene", "ncbi_gene_id")
+
+
+def is_mudata(data: object) -> bool:
+    """Tell whether ``data`` is a MuData, without importing mudata."""
+    module = sys.modules.get("mudata")
+    return module is not None and isinstance(data, module.MuData)
+
+
+def resolve(data: Any, *, mod: str = "rna", argument: str = "adata") -> AnnData:
+    """Return the AnnData to work on.
+
+    Parameters
+    ----------
+    data
+        An AnnData, or a MuData with the modality ``mod``.
+    mod
+        Modality of a MuData; ignored for an AnnData.
+    argument
+        Name of the caller's argument, for the error message.
+
+    Raises
+    ------
+    InputTypeError
+        ``data`` is neither.
+    MissingKeyError
+        The MuData has no such modality.
+    """
+    if isinstance(data, AnnData):
+        return data
+    if is_mudata(data):
+        if mod not in data.mod:
+            raise MissingKeyError(
+                "mod",
+                repr(mod),
+                f"a modality of the MuData: {', '.join(map(repr, data.mod))}",
+                "pass mod=<one of them>.",
+            )
+        return resolve(data.mod[mod], argument=argument)
+    raise InputTypeError(
+        argument,
+        f"a {type(data).__module__}.{type(data).__qualname__}",
+        "an AnnData or a MuData",
+        "read a file with anndata.read_h5ad(path), or wrap a matrix as anndata.AnnData(X, obs=..., var=...).",
+    )
+
+
+@dataclass(frozen=True)
+class Edit:
+    """The object that a shell returns, and the AnnData inside it that the shell writes to.
+
+    Parameters
+    ----------
+    root
+        What the caller passed, or its copy.
+    adata
+        The AnnData to write to: ``root`` itself or one modality of it.
+    mod
+        Name of the modality.
+    copied
+        Whether ``root`` is a copy, which the shell then has to return.
+    """
+
+    root: Any
+    adata: AnnData
+    mod: str
+    copied: bool
+
+    def finish(self, obs_keys: Iterable[str] = ()) -> Any:
+        """Mirror the written ``obs`` columns of a MuData, and return the copy, or ``None`` after work in place."""
+        mirror_obs(self.root, self.mod, obs_keys)
+        return self.root if self.copied else None
+
+
+def edit(data: Any, *, copy: bool = False, mod: str = "rna", argument: str = "adata") -> Edit:
+    """Open ``data`` for writing, in place or on a copy; end with :meth:`Edit.finish`.
+
+    Parameters
+    ----------
+    data
+        An AnnData or a MuData.
+    copy
+        Write to a copy.
+    mod
+        Modality of a MuData.
+    argument
+        Name of the caller's argument, for the error message.
+
+    Raises
+    ------
+    InputTypeError
+        ``data`` is neither.
+    MissingKeyError
+        The MuData has no such modality.
+    InputError
+        ``copy=True`` for an object that is backed by a file.
+    """
+    adata = resolve(data, mod=mod, argument=argument)
+    if not copy:
+        return Edit(data, adata, mod, copied=False)
+    if adata.isbacked:
+        raise InputError(
+            "copy",
+            True,
+            "copy=False for an object that is backed by a file",
+            f"work in place, or load it first: {argument} = {argument}.to_memory().",
+        )
+    root = data.copy()
+    return Edit(root, resolve(root, mod=mod, argument=argument), mod, copied=True)
+
+
+def mirror_obs(data: Any, mod: str, keys: Iterable[str]) -> None:
+    """Copy columns of a modality's ``obs`` to ``mdata.obs["<mod>:<key>"]``; nothing happens for an AnnData.
+
+    Cells that the modality does not have get missing values.
+    """
+    if not is_mudata(data):
+        return
+    source = data.mod[mod].obs
+    position = np.asarray(data.obsmap[mod]).reshape(-1).astype(np.int64) - 1  # the map counts from one, zero is absent
+    for key in keys:
+        column = source[key]
+        values = pd.api.extensions.take(column.array, position, allow_fill=True)
+        data.obs[f"{mod}:{key}"] = pd.Series(values, index=data.obs.index)
+
+
+def counts(adata: AnnData, layer: str | None = None) -> Any:
+    """Return ``X`` or a layer as it is: dense, CSR, CSC, backed, zarr or dask.
+
+    Raises
+    ------
+    MissingKeyError
+        There is no such layer, or no ``X``.
+    """
+    if layer is None:
+        if adata.X is None:
+            raise MissingKeyError(
+                "layer",
+                None,
+                "counts in X, which this object does not have",
+                f"pass layer=<one of {list(adata.layers)}>." if len(adata.layers) else "set adata.X to the raw counts.",
+            )
+        return adata.X
+    if layer not in adata.layers:
+        known = ", ".join(map(repr, adata.layers)) or "none"
+        raise MissingKeyError("layer", repr(layer), f"one of the layers ({known})", "pass one of them, or None for X.")
+    return adata.layers[layer]
+
+
+@overload
+def column(frame: pd.DataFrame, names: tuple[str, ...]) -> str | None: ...
+@overload
+def column(frame: pd.DataFrame, names: str) -> str | None: ...
+def column(frame: pd.DataFrame, names: tuple[str, ...] | str) -> str | None:
+    """Return the first of ``names`` that is a column of ``frame``."""
+    for name in (names,) if isinstance(names, str) else names:
+        if name in frame.columns:
+            return name
+    return None
+
+
+def obs_column(adata: AnnData, key: str, argument: str) -> pd.Series:
+    """Return a column of ``obs``.
+
+    Raises
+    ------
+    MissingKeyError
+        There is no such column.
+    """
+    if not isinstance(key, str) or key not in adata.obs.columns:
+        known = ", ".join(map(repr, adata.obs.columns[:30])) or "none"
+        raise MissingKeyError(
+            argument, repr(key), f"a column of obs ({known})", f"pass {argument}=<one of them>, or add the column."
+        )
+    return adata.obs[key]
+
+
+def gene_ids(adata: AnnData) -> Genes:
+    """Return the gene identifiers of ``adata`` as far as they are written in it.
+
+    Symbols come from ``var["gene_symbol"]`` (or ``symbol``, ``gene_name``, ...), else from names that read as symbols;
+    Ensembl ids, without version, from ``var["ensembl_id"]`` (or ``ensembl``, ``gene_ids``, ...), else from names
+    that read as Ensembl ids.
+
+    Examples
+    --------
+    >>> import anndata, numpy as np, pandas as pd
+    >>> from scdrugmap._anndata import gene_ids
+    >>> adata = anndata.AnnData(np.ones((2, 1)), var=pd.DataFrame(index=["ENSG00000141510.18"]))
+    >>> gene_ids(adata).ensembl.tolist()
+    ['ENSG00000141510']
+    """
+    symbol, ensembl = column(adata.var, SYMBOL_COLUMNS), column(adata.var, ENSEMBL_COLUMNS)
+    return Genes.from_names(
+        adata.var_names,
+        symbols=None if symbol is None else adata.var[symbol],
+        ensembl=None if ensembl is None else adata.var[ensembl],
+    )
