@@ -64,7 +64,9 @@ class Model(ABC):
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"])) or "model_options"
-            raise InputError(name, first.get("input"), first["msg"], f"see sd.models.info({cls.card.name!r}).") from None
+            raise InputError(
+                name, first.get("input"), first["msg"], f"see sd.models.info({cls.card.name!r})."
+            ) from None
 
     @property
     def dim(self) -> int:
@@ -107,9 +109,7 @@ class NetworkModel(Model):
 
     @classmethod
     @abstractmethod
-    def random(
-        cls, genes: Genes, *, size: Literal["tiny", "official"] = "tiny", rng: int = 0, **options: Any
-    ) -> Self:
+    def random(cls, genes: Genes, *, size: Literal["tiny", "official"] = "tiny", rng: int = 0, **options: Any) -> Self:
         """Build the architecture with random weights, for tests, benchmarks and examples without a download.
 
         The vocabulary holds ``genes`` (and, at the official size, placeholders up to the official number);
@@ -128,6 +128,14 @@ class NetworkModel(Model):
     @abstractmethod
     def collate(self, tokens: Tokens) -> Batch:
         """Pad sequences into the tensors of one forward pass, on the CPU."""
+
+    #: The engine's blocks hold a multiple of this many rows; only recipes with fixed batches need it.
+    block_multiple: int = 1
+
+    def prepared(self) -> Self:
+        """Put the network into evaluation mode; returns the model."""
+        self.network.eval()
+        return self
 
     def align(self, genes: Genes) -> Alignment:
         """Match the data set's genes to the vocabulary."""

@@ -92,5 +92,8 @@ def check_values(X: sparse.csr_matrix, *, counts: bool, model: str) -> None:
     if counts and not np.array_equal(data, np.rint(data)):
         share = float(np.mean(data != np.rint(data)))
         raise InputError(
-            "adata.X", f"{share:.0%} of the stored values are not whole numbers", f"raw counts, which {model} needs", fix
+            "adata.X",
+            f"{share:.0%} of the stored values are not whole numbers",
+            f"raw counts, which {model} needs",
+            fix,
         )

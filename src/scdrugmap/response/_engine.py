@@ -7,6 +7,7 @@ one fused AdamW call per head and step updates it, and a head that has fewer bat
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +16,8 @@ import numpy as np
 import torch
 from torch.optim.adamw import adamw
 
-#: Heads trained side by side on a processor: more of them push optimiser state out of the cache (see benchmarks).
-CPU_BLOCK_BYTES = 96 * 2**20
+#: Parameters, gradients and moments that train side by side on a processor; the rest waits its turn.
+CPU_BLOCK_BYTES = 4 * 2**30
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,12 @@ def train_heads(
 
     ``X`` is (cells, features) in float32 or float64, ``targets`` (cells,) in {0, 1}.
     """
-    dtype = torch.float64 if X.dtype == np.float64 else torch.float32
-    features = torch.as_tensor(X, dtype=dtype, device=device)
+    double = X.dtype == np.float64 and options.precision == "float32"
+    dtype = torch.float64 if double else torch.float32
+    with warnings.catch_warnings():
+        # a read-only (memory-mapped) array is fine here: the features are only ever gathered from
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        features = torch.as_tensor(X, dtype=dtype, device=device)
     y = torch.as_tensor(targets, dtype=dtype, device=device)
     n_parameters = sum((i + 1) * o for i, o in layer_shapes(X.shape[1], options.hidden))
     block = len(tasks)
@@ -87,9 +92,7 @@ def train_heads(
     return [r for r in results if r is not None]
 
 
-def forward(
-    x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor]
-) -> torch.Tensor:
+def forward(x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor]) -> torch.Tensor:
     """Logits (rows,) of one head for features (rows, features)."""
     for w, b in zip(weights[:-1], biases[:-1], strict=True):
         x = torch.addmm(b, x, w).relu_()
@@ -102,10 +105,13 @@ class _Stack:
     def __init__(
         self, features: torch.Tensor, y: torch.Tensor, tasks: Sequence[HeadTask], options: TrainOptions
     ) -> None:
-        self.x, self.y, self.options = features, y, options
+        self.y, self.options = y, options
         self.tasks = list(tasks)
         self.shapes = layer_shapes(features.shape[1], options.hidden)
         self.device, self.dtype = features.device, features.dtype
+        self.arithmetic = torch.bfloat16 if options.precision == "bfloat16" else self.dtype
+        self.x = features
+        self.batches_from = features.to(self.arithmetic) if tasks[0].mean is None else features
         self.flat = torch.stack([self._tensor(_initial(self.shapes, t.rng)) for t in tasks])
         self.grad = torch.zeros_like(self.flat)
         self.moment1, self.moment2 = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
@@ -151,23 +157,24 @@ class _Stack:
             losses[:active] += loss.double() * self._tensor(sums[:active, s]).double()
         totals = weights.sum(1)
         for h, i in enumerate(self.index):
-            self.results[i].loss_curve.append(float(losses[h]) / totals[h])
+            self.results[i].loss_curve.append(float(losses[h] / totals[h]))
 
     def _step(self, rows: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
         """Forward, backward and update of the first ``len(rows)`` heads; returns their losses."""
         k, b = rows.shape
         x = self._gather(rows)
         y = self.y[rows]
-        weights, biases = self._layers(self.flat[:k])
-        grad_w, grad_b = self._layers(self.grad[:k])
+        flat, grad = self._working_copies(k)
+        weights, biases = self._layers(flat)
+        grad_w, grad_b = self._layers(grad)
         activations = [x]
         for j, (w, bias) in enumerate(zip(weights, biases, strict=True)):
             out = self._buffer(("z", j, k, b), (k, b, w.shape[2]))
             torch.baddbmm(bias.unsqueeze(1), activations[-1], w, out=out)
             activations.append(out.relu_() if j < len(weights) - 1 else out)
-        logit = activations[-1].squeeze(2)
+        logit = activations[-1].squeeze(2).to(self.dtype)
         loss = (torch.nn.functional.softplus(logit).sub_(logit * y)).mul_(norm).sum(1)
-        delta = logit.sigmoid().sub_(y).mul_(norm).unsqueeze(2)
+        delta = logit.sigmoid().sub_(y).mul_(norm).unsqueeze(2).to(self.arithmetic)
         for j in range(len(weights) - 1, -1, -1):
             torch.bmm(activations[j].transpose(1, 2), delta, out=grad_w[j])
             torch.sum(delta, 1, out=grad_b[j])
@@ -175,8 +182,17 @@ class _Stack:
                 back = self._buffer(("d", j, k, b), activations[j].shape)
                 torch.bmm(delta, weights[j].transpose(1, 2), out=back)
                 delta = torch.ops.aten.threshold_backward.grad_input(back, activations[j], 0, grad_input=back)
+        if grad.dtype != self.dtype:
+            self.grad[:k].copy_(grad)
         self._update(k)
         return loss
+
+    def _working_copies(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Parameters and gradients of the first ``k`` heads in the precision of the matrix products."""
+        if self.arithmetic == self.dtype:
+            return self.flat[:k], self.grad[:k]
+        flat = self._buffer("flat", self.flat.shape)[:k]
+        return flat.copy_(self.flat[:k]), self._buffer("grad", self.flat.shape)[:k]
 
     def _update(self, k: int) -> None:
         """One AdamW step of the first ``k`` heads."""
@@ -200,12 +216,13 @@ class _Stack:
     def _gather(self, rows: torch.Tensor) -> torch.Tensor:
         """Features of a batch of every head, standardised with the numbers of that head."""
         k, b = rows.shape
-        out = self._buffer(("x", k, b), (k * b, self.x.shape[1]))
-        torch.index_select(self.x, 0, rows.reshape(-1), out=out)
+        source = self.batches_from
+        out = self._buffer(("x", k, b), (k * b, source.shape[1]), source.dtype)
+        torch.index_select(source, 0, rows.reshape(-1), out=out)
         batch = out.view(k, b, -1)
         if self.mean is not None and self.scale is not None:
             batch.sub_(self.mean[:k].unsqueeze(1)).mul_(self.scale[:k].unsqueeze(1))
-        return batch
+        return batch.to(self.arithmetic)
 
     def _layers(self, flat: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Views of the flat parameters as weights (heads, inputs, outputs) and biases (heads, outputs)."""
@@ -279,10 +296,10 @@ class _Stack:
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.as_tensor(array, device=self.device).to(self.dtype)
 
-    def _buffer(self, key: Any, shape: Sequence[int]) -> torch.Tensor:
+    def _buffer(self, key: Any, shape: Sequence[int], dtype: torch.dtype | None = None) -> torch.Tensor:
         """A tensor that is allocated once and reused at every step."""
         if key not in self.buffers:
-            self.buffers[key] = torch.empty(tuple(shape), dtype=self.dtype, device=self.device)
+            self.buffers[key] = torch.empty(tuple(shape), dtype=dtype or self.arithmetic, device=self.device)
         return self.buffers[key]
 
 

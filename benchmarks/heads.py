@@ -1,0 +1,122 @@
+"""All heads of a cross-validation at once, against the published way of training them.
+
+The published way: one fold after the other; a Python ``DataLoader`` over single rows; a perceptron with two logits under
+``BCEWithLogitsLoss`` on one-hot float64 labels; AdamW; every epoch ends with a pass over the test rows.
+
+    python benchmarks/heads.py                        # 10 folds x 10 epochs, 20,000 x 512 and 20,000 x 3,072
+    python benchmarks/heads.py --folds 2 --epochs 1   # a quick look
+
+Prints both times, their ratio, and the rate of both sides as a share of what this machine reaches in one large matrix product
+of the same precision: a float32 head cannot be faster than that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from scdrugmap.response import fit_heads
+
+
+class Rows(Dataset):
+    """Single cells from Python lists."""
+
+    def __init__(self, X: np.ndarray, y: np.ndarray) -> None:
+        self.x = [torch.tensor(row) for row in X]
+        self.y = [torch.nn.functional.one_hot(torch.tensor(int(v)), 2).to(torch.float64) for v in y]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.x[i], self.y[i]
+
+
+def published(X: np.ndarray, y: np.ndarray, folds: list[np.ndarray], epochs: int, hidden: int, device: str) -> float:
+    """Seconds to train one fold after the other."""
+    start = time.perf_counter()
+    for test in folds:
+        train = np.setdiff1d(np.arange(len(y)), test)
+        torch.manual_seed(24)
+        net = nn.Sequential(
+            nn.Linear(X.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2)
+        ).to(device)
+        loss_of = nn.BCEWithLogitsLoss()
+        optimiser = torch.optim.AdamW(net.parameters(), lr=1e-4)
+        train_loader = DataLoader(Rows(X[train], y[train]), batch_size=128, shuffle=True)
+        test_loader = DataLoader(Rows(X[test], y[test]), batch_size=256, shuffle=True)
+        for _ in range(epochs):
+            net.train()
+            for x, target in train_loader:
+                optimiser.zero_grad()
+                loss = loss_of(net(x.to(device)), target.to(device))
+                loss.backward()
+                optimiser.step()
+            net.eval()
+            with torch.no_grad():
+                for x, target in test_loader:
+                    loss_of(net(x.to(device)), target.to(device)).item()
+    return time.perf_counter() - start
+
+
+def batched(X: np.ndarray, y: np.ndarray, folds: list[np.ndarray], epochs: int, hidden: int, **options: str) -> float:
+    """Seconds to train all folds side by side."""
+    rows = [np.setdiff1d(np.arange(len(y)), test) for test in folds]
+    start = time.perf_counter()
+    fit_heads(X, y, rows, seeds=24, epochs=epochs, hidden=(hidden, hidden), **options)
+    return time.perf_counter() - start
+
+
+def machine_rate(device: str, dtype: torch.dtype, n: int = 4096, repeats: int = 6) -> float:
+    """Floating-point operations per second of one large matrix product."""
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    best = np.inf
+    for _ in range(repeats):
+        start = time.perf_counter()
+        (a @ b)[0, 0].item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cells", type=int, default=20_000)
+    parser.add_argument("--features", type=int, nargs="+", default=[512, 3072])
+    parser.add_argument("--folds", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--only-batched", action="store_true")
+    args = parser.parse_args()
+    rates = {p: machine_rate(args.device, getattr(torch, p)) for p in ("float32", "bfloat16")}
+    print(f"device {args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print("matrix product " + ", ".join(f"{p} {r / 1e9:,.0f} GFLOP/s" for p, r in rates.items()))
+    print(f"{args.folds} folds x {args.epochs} epochs, batches of 128, hidden {args.hidden}-{args.hidden}")
+    rng = np.random.default_rng(0)
+    for d in args.features:
+        X = rng.normal(size=(args.cells, d)).astype(np.float32)
+        y = (X[:, :8].sum(1) + rng.normal(size=args.cells) > 0).astype(int)
+        folds = np.array_split(rng.permutation(args.cells), args.folds)
+        trained = args.cells * (args.folds - 1) * args.epochs
+        h = args.hidden
+        flop = trained * 2 * (2 * d * h + 3 * h * h + 3 * h)
+        slow = None if args.only_batched else published(X, y, folds, args.epochs, h, args.device)
+        if slow:
+            share = flop / slow / rates["float32"]
+            print(f"{args.cells:,} x {d:,}  published way            {slow:8.1f} s  {share:6.1%} of the matrix rate")
+        for precision, rate in rates.items():
+            fast = batched(X, y, folds, args.epochs, h, device=args.device, precision=precision)
+            ratio = f"  {slow / fast:5.1f}x" if slow else ""
+            share = flop / fast / rate
+            print(
+                f"{args.cells:,} x {d:,}  all at once, {precision:9s}  {fast:8.1f} s  {share:6.1%} of the matrix rate{ratio}"
+            )
+
+
+if __name__ == "__main__":
+    main()

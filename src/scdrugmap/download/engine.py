@@ -1,0 +1,369 @@
+"""Fetch an entry of a registry: permission, lock, transfer, check, placement, record."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import pooch
+from filelock import Timeout
+
+from scdrugmap._errors import (
+    DownloadError,
+    InputError,
+    IntegrityError,
+    LicenceError,
+    OfflineError,
+    ScDrugMapError,
+    UnknownNameError,
+)
+from scdrugmap._logging import get_logger
+from scdrugmap.download import archives, doi, inventory, ledger
+from scdrugmap.download.catalog import Entry, FileSpec, Kind, expand, find, hf_endpoint, licence_line
+from scdrugmap.download.transfer import Progress, Transfer, need_space
+
+
+def fetch(
+    kind: Kind,
+    key: str,
+    *,
+    files: str | Iterable[str] | None = None,
+    accept_licence: bool = False,
+    progress: Progress = None,
+) -> Path:
+    """Make sure that an entry is in the cache, verified, and return its folder.
+
+    A broken transfer continues where it stopped, also in another process; processes that ask for the same entry
+    wait for each other and fetch it once; a file appears under its name only after its digest was checked. Where
+    nobody has published a digest, that of the first download is recorded in ``<cache_dir>/digests.json`` and every
+    later file is compared with it.
+
+    Parameters
+    ----------
+    kind
+        ``"checkpoints"`` or ``"datasets"``.
+    key
+        Key or alias of the entry, whatever its case and punctuation.
+    files
+        Names or patterns of files; all required ones if left out.
+    accept_licence
+        Accept the licence of non-commercial or gated files. Remembered; ``SCDRUGMAP_ACCEPT_LICENCE`` (keys, or
+        ``all``) does the same.
+    progress
+        ``None`` shows a bar on a terminal, ``True`` or ``False`` force it, an object with ``total``, ``update``,
+        ``reset`` and ``close`` replaces it.
+
+    Returns
+    -------
+    The entry's folder, in the layout that the official code expects.
+
+    Raises
+    ------
+    UnknownNameError
+        If nothing has that name.
+    LicenceError
+        If the licence has to be accepted, or the host wants a login.
+    OfflineError
+        If the entry is not in the cache and ``settings.offline`` (or ``HF_HUB_OFFLINE``) is set.
+    IntegrityError
+        If a file is not the registered one.
+    DownloadError
+        If no address works; the message says what to do instead.
+
+    Notes
+    -----
+    ``settings.mirror`` is tried before the registered addresses, as ``<mirror>/<kind>/<key>/<file>``; the digests
+    stay the same, so a mirror needs no trust. ``HF_TOKEN`` is sent to Hugging Face for gated entries only.
+
+    Examples
+    --------
+    >>> from scdrugmap import download
+    >>> download.fetch("checkpoints", "scgpt")  # doctest: +SKIP
+    """
+    entry = find(kind, key)
+    specs = _select(entry, files)
+    with _locked(entry):
+        folder = ledger.folder_of(entry)
+        folder.mkdir(parents=True, exist_ok=True)
+        missing = [s for s in specs if not inventory.ready(entry, s)]
+        if not missing:
+            return folder
+        if _offline():
+            raise OfflineError(_offline_message(entry, missing))
+        _permit(entry, missing, accept_licence)
+        need_space(folder, sum(s.size or 0 for s in missing) - _staged(entry))
+        for spec in missing:
+            _fetch_file(entry, spec, progress)
+        shutil.rmtree(ledger.staging_of(entry), ignore_errors=True)
+    return folder
+
+
+def register_local(
+    kind: Kind, key: str, path: str | os.PathLike[str], *, copy: bool = False, trust: bool = False
+) -> Path:
+    """Use files that are already on this machine.
+
+    Parameters
+    ----------
+    kind
+        ``"checkpoints"`` or ``"datasets"``.
+    key
+        Key or alias.
+    path
+        A folder that holds the files under their official names, or one file.
+    copy
+        Copy the files into the cache; else the cache links to where they lie.
+    trust
+        Use files whose digest differs from the registered one, with a warning.
+
+    Returns
+    -------
+    The entry's folder.
+
+    Raises
+    ------
+    InputError
+        If nothing at ``path`` belongs to the entry.
+    IntegrityError
+        If a file is not the registered one and ``trust`` is false; the cache is left as it was.
+
+    Examples
+    --------
+    >>> from scdrugmap import download
+    >>> download.register_local("checkpoints", "scfoundation", "/data/models.ckpt")  # doctest: +SKIP
+    """
+    entry, given = find(kind, key), Path(path).expanduser().resolve()
+    pairs = _match(entry, given)
+    with _locked(entry):
+        folder = ledger.folder_of(entry)
+        for spec, source in pairs:
+            final = folder / spec.name
+            final.parent.mkdir(parents=True, exist_ok=True)
+            scratch = final.with_name(f".{final.name}.new")
+            scratch.unlink(missing_ok=True)
+            _bring(source, scratch, copy=copy or spec.unpack is not None)
+            try:
+                _settle(entry, spec, scratch, origin="local file", url=str(source), trust=trust)
+            finally:
+                scratch.unlink(missing_ok=True)
+        left = [s.name for s in entry.files if s.required and not inventory.ready(entry, s)]
+    if left:
+        get_logger().warning("%s is not complete yet; still missing: %s", entry.key, ", ".join(left))
+    return folder
+
+
+def _select(entry: Entry, files: str | Iterable[str] | None) -> list[FileSpec]:
+    """Files that were asked for."""
+    if files is None:
+        return [f for f in entry.files if f.required]
+    chosen: list[FileSpec] = []
+    for pattern in [files] if isinstance(files, str) else files:
+        hits = [f for f in entry.files if fnmatch.fnmatch(f.name, pattern)]
+        if not hits:
+            raise UnknownNameError("files", pattern, [f.name for f in entry.files])
+        chosen += [f for f in hits if f not in chosen]
+    return chosen
+
+
+@contextlib.contextmanager
+def _locked(entry: Entry) -> Iterator[None]:
+    """Hold the entry's lock; say so where another process has it."""
+    lock = ledger.lock_of(entry)
+    try:
+        lock.acquire(timeout=0.2)
+    except Timeout:
+        get_logger().warning("%s: another process is fetching it; waiting.", entry.key)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _offline() -> bool:
+    from scdrugmap.settings import settings
+
+    return settings.offline or os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+
+
+def _offline_message(entry: Entry, missing: list[FileSpec]) -> str:
+    lines = [f"{entry.key} is not in the cache and offline mode is on. Fix: on a machine with internet fetch"]
+    for spec in missing:
+        source = expand(spec.urls[0]) if spec.urls else entry.source
+        lines.append(f"  {source} ({spec.digest or 'digest unknown'}) and put it at {ledger.folder_of(entry) / spec.name}")
+    return "\n".join(lines)
+
+
+def _permit(entry: Entry, missing: list[FileSpec], accept_licence: bool) -> None:
+    """Show the licence; refuse where it has to be accepted and was not."""
+    get_logger().warning("%s: licence %s", entry.key, licence_line(entry))
+    if not entry.needs_acceptance or not any(s.urls for s in missing) or ledger.accepted(entry):
+        return
+    if not accept_licence:
+        raise LicenceError(
+            f"{entry.key}: {licence_line(entry)}. {entry.manual} Fix: read the licence, then pass accept_licence=True or "
+            f"set SCDRUGMAP_ACCEPT_LICENCE={entry.key}."
+        )
+    ledger.accept(entry)
+
+
+def _staged(entry: Entry) -> int:
+    return sum(p.stat().st_size for p in ledger.staging_of(entry).rglob("*.part"))
+
+
+def _sources(entry: Entry, spec: FileSpec) -> list[str]:
+    """Addresses of a file in the order in which they are tried."""
+    from scdrugmap.settings import settings
+
+    mirror = [f"{settings.mirror.rstrip('/')}/{entry.kind}/{entry.key}/{quote(spec.name)}"] if settings.mirror else []
+    return mirror + [expand(u) for u in spec.urls]
+
+
+def _fetch_file(entry: Entry, spec: FileSpec, progress: Progress) -> None:
+    """Bring one file from the first address that works."""
+    twin = ledger.same_bytes(spec.sha256) if spec.sha256 and not spec.unpack else None
+    if twin is not None:
+        scratch = ledger.staging_of(entry) / spec.name
+        scratch.parent.mkdir(parents=True, exist_ok=True)
+        scratch.unlink(missing_ok=True)
+        _bring(twin, scratch, copy=False)
+        return _settle(entry, spec, scratch, origin="registry", url=str(twin))
+    failures: list[ScDrugMapError] = []
+    for url in _sources(entry, spec):
+        try:
+            return _download(entry, spec, url, progress)
+        except (DownloadError, LicenceError) as error:
+            get_logger().warning("%s", error)
+            failures.append(error)
+    raise _gave_up(entry, spec, failures)
+
+
+def _gave_up(entry: Entry, spec: FileSpec, failures: list[ScDrugMapError]) -> ScDrugMapError:
+    """One error that tells what was tried and what to do."""
+    tried = "".join(f"\n  {e}" for e in failures) or " no address can be fetched by a script."
+    by_hand = entry.manual or f"get {spec.name} from {entry.source}."
+    kinds = {type(e) for e in failures}
+    error = kinds.pop() if len(kinds) == 1 else DownloadError
+    return error(
+        f"{entry.key}: {spec.name} could not be fetched:{tried}\nBy hand: {by_hand}\nThen: "
+        f"scdrugmap.download.register_local({entry.kind!r}, {entry.key!r}, '/path/to/{spec.name}')"
+    )
+
+
+def _download(entry: Entry, spec: FileSpec, url: str, progress: Progress) -> None:
+    """Bring one file from one address through pooch, which checks the digest before it gives the file its name."""
+    staged = ledger.staging_of(entry) / spec.name
+    staged.parent.mkdir(parents=True, exist_ok=True)
+    address, provided = doi.resolve(url) if url.startswith("doi:") else (url, None)
+    plain = spec.convert is None
+    transfer = Transfer(
+        staged.with_name(f"{staged.name}.part"),
+        size=spec.size if plain else None,
+        headers=_credentials(entry, address),
+        html=spec.name.endswith((".html", ".htm")),
+        progress=progress,
+    )
+    known = (spec.digest or provided) if plain else None
+    try:
+        with _quiet_pooch():
+            pooch.retrieve(address, known_hash=known, fname=staged.name, path=staged.parent, downloader=transfer)
+    except ValueError as error:
+        raise IntegrityError(f"{address}: the file is not the one that was registered ({error}).") from error
+    except OSError as error:
+        if isinstance(error, DownloadError):
+            raise
+        raise DownloadError(f"{address}: {type(error).__name__}: {error}") from error
+    digest = provided or (transfer.provider_sha256 if plain else None)
+    origin = "registry" if spec.digest else "provider" if digest else "first download"
+    if spec.convert == "vocabulary":
+        _write_vocabulary(staged)
+    try:
+        _settle(entry, spec, staged, origin=origin, url=address, digest=digest)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def _credentials(entry: Entry, url: str) -> dict[str, str]:
+    """Token for gated files, sent to the hub and to nobody else."""
+    token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")
+    same_host = urlsplit(url)[:2] == urlsplit(hf_endpoint())[:2]
+    return {"Authorization": f"Bearer {token}"} if token and entry.gated and same_host else {}
+
+
+@contextlib.contextmanager
+def _quiet_pooch() -> Iterator[None]:
+    """Keep pooch's own log lines back; this package says the same in its own."""
+    logger = pooch.get_logger()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _write_vocabulary(path: Path) -> None:
+    """Turn a JSON list or ``{name: index}`` into one name a line, without a newline at the end."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        names = sorted(data, key=data.__getitem__) if isinstance(data, dict) else [str(n) for n in data]
+    except (ValueError, TypeError) as error:
+        raise IntegrityError(f"{path.name}: the source is not a JSON vocabulary ({error}).") from error
+    path.write_text("\n".join(n for n in names if not re.fullmatch(r"[<\[].*[>\]]", n)), encoding="utf-8")
+
+
+def _settle(
+    entry: Entry, spec: FileSpec, path: Path, *, origin: str, url: str, digest: str | None = None, trust: bool = False
+) -> None:
+    """Check a file, put it into place, record it; an archive leaves its members instead of itself."""
+    inventory.adopt(entry, spec, path, origin=origin, url=url, digest=digest, trust=trust)
+    folder = ledger.folder_of(entry)
+    final = folder / spec.name
+    final.parent.mkdir(parents=True, exist_ok=True)
+    record = ledger.read()[ledger.name_of(entry, spec)]
+    if spec.unpack is None:
+        os.replace(path, final)
+        return ledger.note(entry, spec, record | ledger.stamp(final))
+    members = archives.unpack(path, folder / spec.unpack)
+    path.unlink()
+    record.pop("mtime_ns")
+    record["members"] = {
+        m.relative_to(folder).as_posix(): {"sha256": pooch.file_hash(str(m)), **ledger.stamp(m)} for m in members
+    }
+    ledger.note(entry, spec, record)
+
+
+def _match(entry: Entry, given: Path) -> list[tuple[FileSpec, Path]]:
+    """Pair the files of an entry with what lies at a local path."""
+    if not given.exists():
+        raise InputError("path", str(given), "an existing file or folder", "check the spelling.")
+    if given.is_dir():
+        spots = [(s, p) for s in entry.files for p in (given / s.name, given / Path(s.name).name) if p.is_file()]
+        pairs = list({s.name: (s, p) for s, p in reversed(spots)}.values())
+    else:
+        pairs = [(s, given) for s in entry.files if Path(s.name).name == given.name]
+        required = [s for s in entry.files if s.required]
+        pairs = pairs or [(s, given) for s in required if len(required) == 1]
+    if not pairs:
+        names = ", ".join(f.name for f in entry.files) or "no files"
+        raise InputError("path", str(given), f"files of {entry.key} ({names})", "use the official file names.")
+    return pairs
+
+
+def _bring(source: Path, target: Path, *, copy: bool) -> None:
+    """Copy or link; a file system without links gets a copy."""
+    if not copy:
+        try:
+            return target.symlink_to(source.resolve())
+        except OSError:
+            get_logger().warning("%s: links are not possible here, copying.", target)
+    need_space(target.parent, source.stat().st_size)
+    shutil.copyfile(source, target)

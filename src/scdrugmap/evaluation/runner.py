@@ -1,0 +1,393 @@
+"""Run the grid: plan the units, compute what the store lacks, in this process, in several, or on a cluster.
+
+The unit of storage is one fold. The unit of work is larger: all folds of one head on one representation train as one
+batch, and a representation that is fitted per fold is fitted once for all heads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from scdrugmap._errors import ScDrugMapWarning
+from scdrugmap._logging import get_logger, progress
+from scdrugmap.evaluation.cells import Cells
+from scdrugmap.evaluation.contenders import Contender, Head, fit_predict, probe_halves, rule_scores, sample_probe
+from scdrugmap.evaluation.splits import Partition
+from scdrugmap.evaluation.store import Outcome, RunStore, Unit
+
+PROBE = "sample_probe"
+#: How often the work that a dead worker took along is handed out again.
+RETRIES = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Work that is done in one go: some folds of one partition for one contender and some heads."""
+
+    contender: Contender
+    heads: tuple[Head, ...]
+    partition: Partition
+    folds: tuple[int, ...]
+    units: tuple[Unit, ...]
+    probe: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """Raw counts for representations that are fitted per fold."""
+
+    X: Any
+    genes: Any
+    digest: str
+
+
+@dataclass
+class Run:
+    """What a run produced.
+
+    Parameters
+    ----------
+    outcomes
+        Unit key to predictions.
+    failures
+        Unit key to the message of the error that stopped it; not stored, so the next call tries again.
+    n_resumed
+        Units that were in the store.
+    seconds
+        Wall time.
+    """
+
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    n_resumed: int = 0
+    seconds: float = 0.0
+
+
+def plan(
+    contenders: Sequence[Contender], partitions: Sequence[Partition], cells: Cells, *, seed: int, probe: bool = True
+) -> list[Task]:
+    """List the work in a fixed order.
+
+    Parameters
+    ----------
+    contenders, partitions
+        The grid.
+    cells
+        Labels and groups.
+    seed
+        Seed of heads and rules.
+    probe
+        Also ask how well each representation recognises the sample, once per category.
+    """
+    from scdrugmap import __version__
+
+    tasks: list[Task] = []
+    for contender in contenders:
+        probed: set[tuple[str, str]] = set()
+        for partition in partitions:
+            tasks += _tasks(contender, partition, (__version__, cells.digest, f"seed={seed}"))
+            place = (partition.by, partition.category)
+            if probe and contender.kind in ("array", "fitted") and place not in probed:
+                probed.add(place)
+                content = (__version__, cells.digest, f"seed={seed}", contender.digest)
+                unit = Unit(contender.name, PROBE, "lda", "probe", "cell", *place, "0", content)
+                tasks.append(Task(contender, (), partition, (), (unit,), probe=True))
+    return tasks
+
+
+def _tasks(contender: Contender, partition: Partition, content: tuple[str, ...]) -> Iterator[Task]:
+    folds = tuple(i for i, fold in enumerate(partition.folds) if not fold.reason)
+    if partition.reason or not folds:
+        return
+    content = (*content, contender.digest, partition.hash)
+
+    def units(heads: Sequence[Head], chosen: Sequence[int]) -> tuple[Unit, ...]:
+        p = partition
+        return tuple(
+            Unit(
+                contender.name, contender.strategy, head.name, p.setting, p.split, p.by, p.category,
+                p.folds[i].name, (*content, head.digest),
+            )
+            for head in heads
+            for i in chosen
+        )  # fmt: skip
+
+    if contender.kind == "fitted":
+        # The representation is the dear part: one task per fold serves all heads.
+        for i in folds:
+            yield Task(contender, contender.heads, partition, (i,), units(contender.heads, (i,)))
+    else:
+        for head in contender.heads:
+            yield Task(contender, (head,), partition, folds, units((head,), folds))
+
+
+def run(
+    tasks: Sequence[Task],
+    cells: Cells,
+    *,
+    counts: Counted | None = None,
+    store: RunStore | None = None,
+    seed: int = 0,
+    n_jobs: int | None = None,
+    show_progress: bool | None = None,
+) -> Run:
+    """Compute every unit that the store does not hold.
+
+    Parameters
+    ----------
+    tasks
+        From :func:`plan`.
+    cells
+        Labels and groups.
+    counts
+        Raw counts, for fitted representations.
+    store
+        Where finished units are read from and written to; ``None`` keeps them in memory.
+    seed
+        As in :func:`plan`.
+    n_jobs
+        Processes; ``None`` takes joblib's context (``joblib.parallel_config``) or ``settings.n_jobs``.
+    show_progress
+        Force or forbid the bar.
+
+    Notes
+    -----
+    A task whose units are only partly stored runs whole and adds what is missing: the numbers then cannot depend on
+    where a run was interrupted. A worker process that dies takes its task along; the task is handed out again.
+    """
+    start = time.perf_counter()
+    result = Run()
+    wanted = {unit.key: unit for task in tasks for unit in task.units}
+    for key in (store.finished() & set(wanted)) if store else ():
+        assert store is not None
+        try:
+            result.outcomes[key] = store.read(wanted[key])
+        except (OSError, ValueError) as error:
+            warnings.warn(f"stored unit {key} cannot be read ({error}); it is computed again", ScDrugMapWarning, stacklevel=2)
+            (store.path / "units" / f"{key}.parquet").unlink()
+    result.n_resumed = len(result.outcomes)
+    payload = _payload(cells, counts, seed, store)
+    with progress(len(wanted), "benchmark", "unit", show=show_progress) as bar:
+        bar.update(result.n_resumed)
+        for attempt in range(RETRIES + 1):
+            pending = [t for t in tasks if any(u.key not in result.outcomes and u.key not in result.failures for u in t.units)]
+            if not pending:
+                break
+            try:
+                for task, done in _execute(pending, payload, n_jobs):
+                    _collect(task, done, result, store)
+                    bar.update(len(task.units))
+            except Exception as error:  # noqa: BLE001 - whatever a scheduler raises when a worker is gone
+                if attempt == RETRIES:
+                    raise
+                get_logger().warning("a worker failed (%s); handing its work out again", type(error).__name__)
+                if store is not None:
+                    for key in store.finished() & set(wanted) - set(result.outcomes):
+                        result.outcomes[key] = store.read(wanted[key])
+    result.seconds = time.perf_counter() - start
+    return result
+
+
+def _collect(task: Task, done: list[Outcome] | str, result: Run, store: RunStore | None) -> None:
+    if isinstance(done, str):
+        result.failures |= {unit.key: done for unit in task.units if unit.key not in result.outcomes}
+        unit = task.units[0]
+        text = f"{unit.model} ({unit.strategy}, {unit.head}) failed in {unit.category!r}, {unit.setting}: {done}"
+        warnings.warn(f"{text}. Its rows hold NaN and the reason.", ScDrugMapWarning, stacklevel=4)
+        return
+    for outcome in done:
+        if outcome.unit.key not in result.outcomes:
+            result.outcomes[outcome.unit.key] = outcome
+            if store is not None:
+                store.write(outcome)
+
+
+def _payload(cells: Cells, counts: Counted | None, seed: int, store: RunStore | None) -> dict[str, Any]:
+    return {
+        "y": cells.y,
+        "sample": cells.sample_codes,
+        "counts": None if counts is None else counts.X,
+        "genes": None if counts is None else counts.genes,
+        "seed": seed,
+        "store": None if store is None else str(store.path.resolve()),
+    }
+
+
+def _execute(
+    tasks: Sequence[Task], payload: Mapping[str, Any], n_jobs: int | None
+) -> Iterator[tuple[Task, list[Outcome] | str]]:
+    """Run tasks where joblib's context says, yielding each as it ends where the backend can."""
+    import joblib
+    from joblib.parallel import get_active_backend
+
+    backend, configured = get_active_backend()
+    local = type(backend).__name__ in ("LokyBackend", "SequentialBackend", "ThreadingBackend", "MultiprocessingBackend")
+    if n_jobs is None and local and configured in (None, 1):
+        from scdrugmap.settings import settings
+
+        n_jobs = settings.n_jobs
+    if n_jobs == 1 and local:
+        for task in tasks:
+            yield task, run_task(task, **payload)
+        return
+    streams = getattr(backend, "supports_return_generator", False)
+    parallel = joblib.Parallel(n_jobs=n_jobs, batch_size=1, return_as="generator_unordered" if streams else "list")
+    # Large arrays travel as arguments of their own, which joblib maps into memory or scatters once.
+    jobs = (
+        joblib.delayed(_numbered)(i, _light(task), _dense(task), **payload) for i, task in enumerate(tasks)
+    )
+    for i, done in parallel(jobs):
+        yield tasks[i], done
+
+
+def _light(task: Task) -> Task:
+    from dataclasses import replace
+
+    return replace(task, contender=replace(task.contender, X=None))
+
+
+def _dense(task: Task) -> np.ndarray | None:
+    return task.contender.X
+
+
+def _numbered(i: int, task: Task, X: np.ndarray | None, **payload: Any) -> tuple[int, list[Outcome] | str]:
+    from dataclasses import replace
+
+    return i, run_task(replace(task, contender=replace(task.contender, X=X)), **payload)
+
+
+def run_task(
+    task: Task, *, y: np.ndarray, sample: np.ndarray, counts: Any, genes: Any, seed: int, store: str | None
+) -> list[Outcome] | str:
+    """Train and predict; returns the predictions of every unit, or the message of the error that stopped it."""
+    start = time.perf_counter()
+    try:
+        if task.probe:
+            parts = [_probe(task, y, sample, counts, genes, seed)]
+        else:
+            parts = _predictions(task, y, sample, counts, genes, seed)
+    except Exception as error:  # noqa: BLE001 - one failing unit must not end the grid; the caller warns
+        get_logger().info("unit failed", exc_info=True)
+        return f"{type(error).__name__}: {error}"
+    manifest = _manifest(task, seed, (time.perf_counter() - start) / len(task.units))
+    outcomes = [Outcome(unit, *part, manifest=manifest | unit.where) for unit, part in zip(task.units, parts, strict=True)]
+    if store is not None:
+        writer = RunStore(store)
+        for outcome in outcomes:
+            writer.write(outcome)
+    return outcomes
+
+
+Part = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def _predictions(
+    task: Task, y: np.ndarray, sample: np.ndarray, counts: Any, genes: Any, seed: int
+) -> list[Part]:
+    contender = task.contender
+    folds = [task.partition.folds[i] for i in task.folds]
+    scores: list[np.ndarray] = []
+    if contender.kind == "rule":
+        scores = [rule_scores(contender.model, y[f.train], f.test, seed) for f in folds]
+    elif contender.kind == "custom":
+        assert contender.predict is not None
+        scores = [np.asarray(contender.predict(f.train, f.test, seed), dtype=float) for f in folds]
+    else:
+        rows = np.unique(np.concatenate([np.concatenate([f.train, f.test]) for f in folds]))
+        local = [(np.searchsorted(rows, f.train), np.searchsorted(rows, f.test)) for f in folds]
+        if contender.kind == "array":
+            assert contender.X is not None
+            X = contender.X[rows]
+        else:
+            X = fit_transform(contender, counts, genes, folds[0].train, rows, seed)
+        for head in task.heads:
+            scores += fit_predict(X, y[rows], local, head, groups=sample[rows], seed=seed)
+    tests = [f.test for f in folds] * max(len(task.heads), 1)
+    return [_part(test, y, score) for test, score in zip(tests, scores, strict=True)]
+
+
+def _part(test: np.ndarray, y: np.ndarray, score: np.ndarray) -> Part:
+    if len(score) != len(test) or not np.isfinite(score).all():
+        raise ValueError("the predictions hold missing values or have another length than the test cells")
+    score = score.astype(np.float32)
+    return test.astype(np.int64), y[test].astype(np.int64), score, (score >= 0.5).astype(np.int64)
+
+
+def _probe(task: Task, y: np.ndarray, sample: np.ndarray, counts: Any, genes: Any, seed: int) -> Part:
+    contender, rows = task.contender, task.partition.rows
+    train, test = probe_halves(sample[rows], seed)
+    if len(test) == 0:
+        return (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64))
+    if contender.kind == "array":
+        assert contender.X is not None
+        X = contender.X[rows]
+    else:
+        X = fit_transform(contender, counts, genes, rows[train], rows, seed)
+    called = sample_probe(X, sample[rows], train, test)
+    return rows[test], sample[rows][test].astype(np.int64), np.full(len(test), np.nan, np.float32), called
+
+
+def fit_transform(
+    contender: Contender, counts: Any, genes: Any, train: np.ndarray, rows: np.ndarray, seed: int
+) -> np.ndarray:
+    """Fit a representation on training rows only and return it for ``rows``, ``(len(rows), d)`` float32."""
+    from scdrugmap.models import registry
+    from scdrugmap.models.source import CountSource
+
+    options = dict(contender.options)
+    options.setdefault("seed", seed)
+    model: Any = registry.get(contender.model)(**options)
+    source = CountSource(counts)
+    model.fit(source[train], genes)
+    return np.asarray(model.transform(source[rows], genes), dtype=np.float32)
+
+
+def _manifest(task: Task, seed: int, seconds: float) -> dict[str, Any]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    from scdrugmap import __version__
+
+    versions = {"scdrugmap": __version__}
+    for package in ("numpy", "scipy", "scikit-learn", "torch", "anndata"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "versions": versions,
+        "representation_sha256": task.contender.digest,
+        "partition_sha256": task.partition.hash,
+        "heads_sha256": hashlib.sha256("".join(h.digest for h in task.heads).encode()).hexdigest(),
+        "seed": seed,
+        "device": _device(),
+        "seconds": seconds,
+        "memory_bytes": _peak_memory(),
+        "note": task.contender.note,
+        **task.contender.manifest,
+    }
+
+
+def _device() -> str:
+    from scdrugmap.settings import settings
+
+    return settings.device
+
+
+def _peak_memory() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    try:
+        import resource
+        import sys
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    except ImportError:  # Windows
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)

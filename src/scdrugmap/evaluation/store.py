@@ -1,0 +1,149 @@
+"""The run store: one Parquet file and one manifest per unit, written so that a kill loses the unit in work at most."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+#: Raise it when the meaning of a stored unit changes, so that old units are computed again.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One cell of the grid: a model, a strategy, a head, and one fold of one category.
+
+    Parameters
+    ----------
+    model, strategy, head, setting, split, by, category, fold
+        As in the result table.
+    content
+        Digests that decide whether a stored result still holds: representation, head, partition, labels, seed.
+    """
+
+    model: str
+    strategy: str
+    head: str
+    setting: str
+    split: str
+    by: str
+    category: str
+    fold: str
+    content: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Name of the unit's files."""
+        text = json.dumps([FORMAT, *asdict(self).values()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    @property
+    def where(self) -> dict[str, str]:
+        """The columns that place the unit in the table."""
+        return {k: v for k, v in asdict(self).items() if k != "content"}
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """Predictions of one unit.
+
+    Parameters
+    ----------
+    unit
+        Which.
+    row, y, score, pred
+        ``(n_test,)`` rows of the data set, labels, P(sensitive) and calls. A sample probe holds sample codes.
+    manifest
+        Versions, digests, seed, device, time, memory.
+    """
+
+    unit: Unit
+    row: np.ndarray
+    y: np.ndarray
+    score: np.ndarray
+    pred: np.ndarray
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+
+class RunStore:
+    """A folder of finished units.
+
+    Parameters
+    ----------
+    path
+        Folder; made where it does not exist.
+
+    Notes
+    -----
+    ``units/*.parquet`` is a Parquet dataset of predictions, ``manifests/*.json`` says how each came about,
+    ``runs/*.json`` lists the units of each call. A unit is finished exactly when its Parquet file is there: the
+    manifest is written first, and both appear by renaming a complete temporary file.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> RunStore(tempfile.mkdtemp()).finished()
+    set()
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        for name in ("units", "manifests", "runs", "embeddings", "tmp"):
+            (self.path / name).mkdir(parents=True, exist_ok=True)
+
+    def finished(self) -> set[str]:
+        """Return the keys of the finished units."""
+        return {file.stem for file in (self.path / "units").glob("*.parquet")}
+
+    def write(self, outcome: Outcome) -> None:
+        """Store a unit atomically; a unit that is there is left as it is."""
+        key = outcome.unit.key
+        target = self.path / "units" / f"{key}.parquet"
+        if target.exists():
+            return
+        self.write_bytes(f"manifests/{key}.json", json.dumps(dict(outcome.manifest), indent=1, default=str).encode())
+        frame = pd.DataFrame({k: getattr(outcome, k) for k in ("row", "y", "score", "pred")})
+        for name, value in outcome.unit.where.items():
+            frame[name] = pd.Categorical([value] * len(frame), categories=[value])
+        self.write_frame(f"units/{key}.parquet", frame)
+
+    def read(self, unit: Unit) -> Outcome:
+        """Read a finished unit."""
+        frame = pd.read_parquet(self.path / "units" / f"{unit.key}.parquet", columns=["row", "y", "score", "pred"])
+        manifest = json.loads((self.path / "manifests" / f"{unit.key}.json").read_text())
+        return Outcome(unit, *(frame[k].to_numpy() for k in ("row", "y", "score", "pred")), manifest=manifest)
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file atomically."""
+        target = self.path / name
+        handle, temporary = tempfile.mkstemp(dir=self.path / "tmp")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(target)
+
+    def write_frame(self, name: str, frame: pd.DataFrame) -> None:
+        """Write a table atomically."""
+        import io
+
+        buffer = io.BytesIO()
+        frame.to_parquet(buffer, index=False)
+        self.write_bytes(name, buffer.getvalue())
+
+    def write_array(self, name: str, values: np.ndarray) -> None:
+        """Write an array atomically."""
+        import io
+
+        buffer = io.BytesIO()
+        np.save(buffer, values, allow_pickle=False)
+        self.write_bytes(name, buffer.getvalue())

@@ -1,0 +1,192 @@
+"""Names of models to classes: the built-in rows, entry points and what a session registers."""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scdrugmap._errors import InputError, InputTypeError, UnknownNameError
+from scdrugmap.models.card import ModelCard, model_key
+
+if TYPE_CHECKING:
+    from scdrugmap.models.base import Model, NetworkModel
+
+ENTRY_POINTS = "scdrugmap.models"
+
+_BUILT_IN = {
+    "tgpt": "scdrugmap.models.tgpt:TGPT",
+    "scbert": "scdrugmap.models.scbert:ScBERT",
+    "geneformer": "scdrugmap.models.geneformer:Geneformer",
+    "celllm": "scdrugmap.models.celllm:CellLM",
+    "scfoundation": "scdrugmap.models.scfoundation:ScFoundation",
+    "scgpt": "scdrugmap.models.scgpt:ScGPT",
+    "cellplm": "scdrugmap.models.cellplm:CellPLM",
+    "uce": "scdrugmap.models.uce:UCE",
+    "llama38b": "scdrugmap.models.llama:Llama",
+    "gpt4omini": "scdrugmap.models.gpt4omini:GPT4oMini",
+    "hvg": "scdrugmap.models.hvg:HVG",
+    "pca": "scdrugmap.models.pca:PCA",
+    "scvi": "scdrugmap.models.scvi:SCVI",
+}
+_REGISTERED: dict[str, type[Model]] = {}
+
+
+def register(model: type[Model]) -> type[Model]:
+    """Add a model class for this session; usable as a decorator.
+
+    Packages register theirs through the entry-point group ``scdrugmap.models`` instead.
+
+    Parameters
+    ----------
+    model
+        A subclass of ``scdrugmap.models.base.NetworkModel``, ``GroupModel`` or ``FittedModel``.
+
+    Returns
+    -------
+    The class, unchanged.
+
+    Raises
+    ------
+    InputError
+        If a built-in model already has the name.
+
+    Examples
+    --------
+    >>> import scdrugmap as sd
+    >>> from scdrugmap.models.pca import PCA
+    >>> sd.models.register(PCA)
+    Traceback (most recent call last):
+    scdrugmap._errors.InputError: ...
+    """
+    if not isinstance(getattr(model, "card", None), ModelCard):
+        raise InputTypeError(
+            "model", repr(model), "a model class with a ModelCard as .card", "see the developer guide."
+        )
+    if model.card.key in _BUILT_IN:
+        raise InputError("model.card.name", model.card.name, "a name that is not built in", "choose another name.")
+    _REGISTERED[model.card.key] = model
+    return model
+
+
+@cache
+def _plugins() -> dict[str, Any]:
+    return {model_key(point.name): point for point in entry_points(group=ENTRY_POINTS)}
+
+
+def keys() -> list[str]:
+    """Keys of all known models."""
+    return [*_BUILT_IN, *(k for k in _plugins() if k not in _BUILT_IN), *_REGISTERED]
+
+
+def get(name: str | Model | type[Model]) -> type[Model]:
+    """Return the class of a model by name; case and punctuation do not matter.
+
+    Raises
+    ------
+    UnknownNameError
+        With the nearest names.
+    """
+    if not isinstance(name, str):
+        return name if isinstance(name, type) else type(name)
+    key = model_key(name)
+    if key in _REGISTERED:
+        return _REGISTERED[key]
+    if key in _BUILT_IN:
+        module, _, attribute = _BUILT_IN[key].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    if key in _plugins():
+        return _plugins()[key].load()
+    for known in keys():
+        if key in {model_key(alias) for alias in get(known).card.aliases}:
+            return get(known)
+    raise UnknownNameError("model", name, [get(k).card.name for k in keys()], "sd.models.list() shows them all.")
+
+
+def info(name: str) -> ModelCard:
+    """Return the card of a model.
+
+    Examples
+    --------
+    >>> import scdrugmap as sd
+    >>> sd.models.info("UCE").dim
+    1280
+    """
+    return get(name).card
+
+
+def load(name: str, checkpoint: str | Path | None = None, **options: Any) -> NetworkModel:
+    """Load a network model with its official weights.
+
+    Parameters
+    ----------
+    name
+        Name of the model.
+    checkpoint
+        Folder or file in the official layout, or a variant of the checkpoint registry
+        (default: the first one on the card), which must be fetched or fetchable.
+    **options
+        ``recipe`` and the options of the model.
+
+    Returns
+    -------
+    The model, on the CPU and in evaluation mode.
+
+    Raises
+    ------
+    UnknownNameError
+        For an unknown model, option or variant.
+    InputError
+        For a fitted or prompted model, which has no checkpoint.
+    CheckpointError
+        If files are missing, corrupt or of another layout.
+
+    Examples
+    --------
+    >>> import scdrugmap as sd
+    >>> sd.models.load("pca")
+    Traceback (most recent call last):
+    scdrugmap._errors.InputError: ...
+    """
+    cls = get(name)
+    card = cls.card
+    if card.kind != "network":
+        raise InputError(
+            "model",
+            card.name,
+            "a model with a checkpoint",
+            f"{card.name} is {card.kind}; use sd.tl.embed or sd.tl.predict_response with its name.",
+        )
+    # Wrong options must not cost a download.
+    cls._validated({k: v for k, v in options.items() if k != "recipe"})
+    return cls.from_checkpoint(resolve_checkpoint(card, checkpoint), **options).prepared()  # type: ignore[attr-defined]
+
+
+def resolve_checkpoint(card: ModelCard, checkpoint: str | Path | None) -> Path:
+    """Turn a path or a registry variant into a folder or file on this machine."""
+    if checkpoint is not None:
+        path = Path(checkpoint).expanduser()
+        if path.exists():
+            return path
+        text = str(checkpoint)
+        variants = {model_key(c): c for c in card.checkpoints} | {
+            model_key(c.partition("/")[2] or c): c for c in card.checkpoints
+        }
+        if model_key(text) not in variants:
+            from scdrugmap._errors import CheckpointError
+
+            known = ", ".join(card.checkpoints) or "none"
+            raise CheckpointError(
+                "checkpoint",
+                text,
+                f"an existing folder or file in the official layout of {card.name}, or one of its variants ({known})",
+                f"check the path; sd.models.fetch({card.name!r}) fetches the default.",
+            )
+        variant = variants[model_key(text)]
+    else:
+        variant = card.checkpoints[0]
+    from scdrugmap import download
+
+    return download.fetch("checkpoints", variant)
