@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
@@ -27,11 +28,13 @@ def log_normalised(adata):
 
 
 def variable(matrix, n=500):
-    return np.argsort(matrix.var(0) / (matrix.mean(0) + 0.1))[-n:]
+    return np.argsort(matrix.var(0))[-n:]
 
 
 def equal(a, b):
-    return a.shape == b.shape and all(np.array_equal(getattr(a, x), getattr(b, x)) for x in ("data", "indices", "indptr"))
+    return a.shape == b.shape and all(
+        np.array_equal(getattr(a, x), getattr(b, x)) for x in ("data", "indices", "indptr")
+    )
 
 
 def test_layout(adata):
@@ -41,7 +44,7 @@ def test_layout(adata):
     assert (adata.X.data >= 1).all()
     assert (adata.X.data == np.rint(adata.X.data)).all()
     wanted = ["response", "sample", "patient", "study", "batch", "drug", "tissue", "cancer_type", "time_point"]
-    assert set([*wanted, "cell_type"]) <= set(adata.obs)
+    assert {*wanted, "cell_type"} <= set(adata.obs)
     assert list(adata.obs["response"].cat.categories) == ["resistant", "sensitive"]
     assert adata.obs_names.is_unique
     assert adata.var_names.is_unique
@@ -71,10 +74,10 @@ def test_same_seed_same_bytes_and_another_seed_other_bytes(adata):
 
 
 def test_global_seed_is_neither_used_nor_changed():
-    np.random.seed(3)
-    before = np.random.get_state()[1].copy()
+    np.random.seed(3)  # noqa: NPY002
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
     sd.datasets.simulate(n_cells=60, n_genes=100, rng=2)
-    assert np.array_equal(before, np.random.get_state()[1])
+    assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002
 
 
 def test_response_can_be_learned_across_studies_and_the_truth_bounds_it(adata):
@@ -86,10 +89,12 @@ def test_response_can_be_learned_across_studies_and_the_truth_bounds_it(adata):
     for study in adata.obs["study"].cat.categories:
         train = (adata.obs["study"] != study).to_numpy()
         genes = variable(x[train])
-        head = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500)).fit(x[train][:, genes], y[train])
+        head = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500)).fit(
+            x[train][:, genes], y[train]
+        )
         learned.append(roc_auc_score(y[~train], head.decision_function(x[~train][:, genes])))
         known.append(roc_auc_score(y[~train], -(x[~train][:, shared] @ truth["log_fold_change"].to_numpy())))
-    assert 0.72 < min(learned)
+    assert min(learned) > 0.72
     assert 0.75 < np.mean(learned) < 0.95
     assert np.mean(learned) < np.mean(known) < 0.97
 
@@ -101,22 +106,24 @@ def test_without_effects_nothing_can_be_learned_across_studies():
     for study in adata.obs["study"].cat.categories:
         train = (adata.obs["study"] != study).to_numpy()
         genes = variable(x[train])
-        head = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500)).fit(x[train][:, genes], y[train])
+        head = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500)).fit(
+            x[train][:, genes], y[train]
+        )
         scores.append(roc_auc_score(y[~train], head.decision_function(x[~train][:, genes])))
     assert 0.4 < np.mean(scores) < 0.6
 
 
-def test_studies_differ_visibly_and_only_when_asked():
+def test_studies_differ_visibly_and_only_when_asked(adata):
     def same_study(adata):
         x = log_normalised(adata)
-        x = x[:, variable(x)]
+        x = PCA(20, random_state=0).fit_transform(x[:, variable(x)])
         near = NearestNeighbors(n_neighbors=11).fit(x).kneighbors(return_distance=False)[:, 1:]
         study = adata.obs["study"].cat.codes.to_numpy()
         return (study[near] == study[:, None]).mean()
 
-    assert same_study(sd.datasets.simulate(n_cells=600, n_genes=500, rng=0)) > 0.8
-    flat = sd.datasets.simulate(n_cells=600, n_genes=500, study_effect=0, patient_effect=0, batch_effect=0, private_effect=0)
-    assert same_study(flat) < 0.55
+    assert same_study(adata) > 0.9
+    none = {"study_effect": 0, "patient_effect": 0, "batch_effect": 0, "private_effect": 0}
+    assert same_study(sd.datasets.simulate(**none, rng=0)) < 0.7
 
 
 def test_heterogeneity_is_the_share_of_cells_against_their_label():
@@ -141,7 +148,9 @@ def test_patients_can_be_the_labelled_unit():
 
 def test_shared_controls_are_the_same_cells_in_every_study():
     adata = sd.datasets.simulate(n_cells=400, n_genes=100, shared_controls=True, rng=0)
-    controls = [adata[(adata.obs["sample"] == "control") & (adata.obs["study"] == s)] for s in ("study1", "study2", "study3")]
+    controls = [
+        adata[(adata.obs["sample"] == "control") & (adata.obs["study"] == s)] for s in ("study1", "study2", "study3")
+    ]
     assert (controls[0].obs["response"] == "sensitive").all()
     assert controls[0].n_obs > 0
     for other in controls[1:]:
@@ -150,15 +159,24 @@ def test_shared_controls_are_the_same_cells_in_every_study():
 
 
 def test_depth_and_dropout_do_what_they_say():
-    base = dict(n_cells=300, n_genes=300, rng=0)
+    base = {"n_cells": 300, "n_genes": 300, "rng": 0}
     shallow, deep = (sd.datasets.simulate(depth=d, **base).X.sum(1).mean() for d in (500, 5000))
     assert 5 < deep / shallow < 12
-    full, lossy = (sd.datasets.simulate(dropout=d, **base).X.nnz for d in (0, 0.9))
-    assert lossy < 0.85 * full
+    full, lossy = (sd.datasets.simulate(dropout=d, **base).X for d in (0, 0.9))
+    assert lossy.nnz < 0.96 * full.nnz
+    rare = np.asarray(full.mean(0)).ravel() < 0.5
+    assert lossy[:, rare].nnz < 0.5 * full[:, rare].nnz
 
 
-def test_variance_follows_the_negative_binomial(monkeypatch):
-    quiet = dict(study_effect=0, batch_effect=0, patient_effect=0, shared_effect=0, private_effect=0, dropout=0)
+def test_variance_follows_the_negative_binomial():
+    quiet = {
+        "study_effect": 0,
+        "batch_effect": 0,
+        "patient_effect": 0,
+        "shared_effect": 0,
+        "private_effect": 0,
+        "dropout": 0,
+    }
     counts = {
         phi: sd.datasets.simulate(
             n_studies=1, n_cells=4000, n_genes=200, cell_types={"malignant": 1.0}, dispersion=phi, rng=0, **quiet
@@ -177,7 +195,7 @@ def test_variance_follows_the_negative_binomial(monkeypatch):
 
 
 def test_disk_holds_the_same_bytes_as_memory(tmp_path):
-    options = dict(n_cells=700, n_genes=200, rng=4)
+    options = {"n_cells": 700, "n_genes": 200, "rng": 4}
     memory, disk = sd.datasets.simulate(**options), sd.datasets.simulate(**options, path=tmp_path / "a.h5ad")
     assert disk.isbacked
     loaded = disk.to_memory()
@@ -229,7 +247,7 @@ def test_memory_object_survives_h5ad(tmp_path, adata):
 
 
 def test_protein_modality(tmp_path):
-    options = dict(n_cells=600, n_genes=600, rng=0)
+    options = {"n_cells": 600, "n_genes": 600, "rng": 0}
     mdata = sd.datasets.simulate(protein=True, **options)
     assert set(mdata.mod) == {"rna", "prot"}
     assert equal(mdata["rna"].X, sd.datasets.simulate(**options).X)
@@ -237,7 +255,7 @@ def test_protein_modality(tmp_path):
     assert prot.n_vars >= 8
     assert (prot.obs_names == mdata["rna"].obs_names).all()
     t_cells = (mdata["rna"].obs["cell_type"] == "T cell").to_numpy()
-    cd3 = prot[:, "CD3"].X.toarray().ravel()
+    cd3 = prot[:, "anti-CD3"].X.toarray().ravel()
     assert np.median(cd3[t_cells]) > 2 * np.median(cd3[~t_cells])
     assert "rna:response" in mdata.obs
 
@@ -252,20 +270,20 @@ def test_unknown_drug_and_cell_type_get_programmes_of_their_own():
 @pytest.mark.parametrize(
     ("options", "argument"),
     [
-        (dict(n_studies=0), "n_studies"),
-        (dict(n_cells=3), "n_cells"),
-        (dict(n_genes=10**6), "n_genes"),
-        (dict(n_genes=3), "n_genes"),
-        (dict(drugs=[]), "drugs"),
-        (dict(cell_types={}), "cell_types"),
-        (dict(resistant_fraction=1.5), "resistant_fraction"),
-        (dict(resistant_fraction=[0.5]), "resistant_fraction"),
-        (dict(label_unit="cell"), "label_unit"),
-        (dict(heterogeneity=-1), "heterogeneity"),
-        (dict(depth=0), "depth"),
-        (dict(rng="x"), "rng"),
-        (dict(path="/no/such/folder/a.h5ad"), "path"),
-        (dict(path="a.h5ad", protein=True), "path"),
+        ({"n_studies": 0}, "n_studies"),
+        ({"n_cells": 3}, "n_cells"),
+        ({"n_genes": 10**6}, "n_genes"),
+        ({"n_genes": 3}, "n_genes"),
+        ({"drugs": []}, "drugs"),
+        ({"cell_types": {}}, "cell_types"),
+        ({"resistant_fraction": 1.5}, "resistant_fraction"),
+        ({"resistant_fraction": [0.5]}, "resistant_fraction"),
+        ({"label_unit": "cell"}, "label_unit"),
+        ({"heterogeneity": -1}, "heterogeneity"),
+        ({"depth": 0}, "depth"),
+        ({"rng": "x"}, "rng"),
+        ({"path": "/no/such/folder/a.h5ad"}, "path"),
+        ({"path": "a.h5ad", "protein": True}, "path"),
     ],
 )
 def test_bad_numbers_are_refused(options, argument):

@@ -247,7 +247,9 @@ def _in_memory(cells: _Cells, var: pd.DataFrame, uns: dict[str, Any], *, protein
     import mudata
 
     names = model.surface_proteins(cells.world)
-    prot_var = pd.DataFrame({KEYS.gene_symbol: list(names.values())}, index=pd.Index(list(names)))
+    prot_var = pd.DataFrame(
+        {KEYS.gene_symbol: list(names.values())}, index=pd.Index([f"anti-{name}" for name in names])
+    )
     prot = AnnData(
         sparse.csr_matrix(sparse.vstack(cells.proteins)), obs=pd.DataFrame(index=rna.obs_names), var=prot_var
     )

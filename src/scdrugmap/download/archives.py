@@ -57,6 +57,8 @@ def unpack(archive: str | Path, target: str | Path) -> list[Path]:
 
 
 def _untar(archive: Path, folder: Path) -> None:
+    if not hasattr(tarfile, "data_filter"):
+        raise DownloadError(f"{archive}: this Python cannot unpack safely. Fix: update to 3.11.4 or later.")
     try:
         with tarfile.open(archive) as tar:
             members = tar.getmembers()

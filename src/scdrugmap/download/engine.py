@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import hashlib
 import json
 import logging
 import os
@@ -89,9 +90,10 @@ def fetch(
     >>> download.fetch("checkpoints", "scgpt")  # doctest: +SKIP
     """
     entry = find(kind, key)
-    specs = _select(entry, files)
+    specs, folder = _select(entry, files), ledger.folder_of(entry)
+    if specs and all(inventory.state(entry, s) == "ok" for s in specs):
+        return folder
     with _locked(entry):
-        folder = ledger.folder_of(entry)
         folder.mkdir(parents=True, exist_ok=True)
         missing = [s for s in specs if not inventory.ready(entry, s)]
         if not missing:
@@ -205,7 +207,8 @@ def _offline_message(entry: Entry, missing: list[FileSpec]) -> str:
 def _permit(entry: Entry, missing: list[FileSpec], accept_licence: bool) -> None:
     """Show the licence; refuse where it has to be accepted and was not."""
     get_logger().warning("%s: licence %s", entry.key, licence_line(entry))
-    if not entry.needs_acceptance or not any(s.urls for s in missing) or ledger.accepted(entry):
+    scripted = any(_sources(entry, s) for s in missing)
+    if not entry.needs_acceptance or not scripted or ledger.accepted(entry):
         return
     if not accept_licence:
         raise LicenceError(
@@ -219,12 +222,12 @@ def _staged(entry: Entry) -> int:
     return sum(p.stat().st_size for p in ledger.staging_of(entry).rglob("*.part"))
 
 
-def _sources(entry: Entry, spec: FileSpec) -> list[str]:
-    """Addresses of a file in the order in which they are tried."""
+def _sources(entry: Entry, spec: FileSpec) -> list[tuple[str, bool]]:
+    """Addresses of a file in the order in which they are tried, and whether each holds the final bytes."""
     from scdrugmap.settings import settings
 
     mirror = [f"{settings.mirror.rstrip('/')}/{entry.kind}/{entry.key}/{quote(spec.name)}"] if settings.mirror else []
-    return mirror + [expand(u) for u in spec.urls]
+    return [(u, True) for u in mirror] + [(expand(u), spec.convert is None) for u in spec.urls]
 
 
 def _fetch_file(entry: Entry, spec: FileSpec, progress: Progress) -> None:
@@ -234,12 +237,15 @@ def _fetch_file(entry: Entry, spec: FileSpec, progress: Progress) -> None:
         scratch = ledger.staging_of(entry) / spec.name
         scratch.parent.mkdir(parents=True, exist_ok=True)
         scratch.unlink(missing_ok=True)
-        _bring(twin, scratch, copy=False)
+        try:
+            os.link(twin.resolve(), scratch)
+        except OSError:  # another disk, or a file system without hard links
+            _bring(twin, scratch, copy=True)
         return _settle(entry, spec, scratch, origin="registry", url=str(twin))
     failures: list[ScDrugMapError] = []
-    for url in _sources(entry, spec):
+    for url, plain in _sources(entry, spec):
         try:
-            return _download(entry, spec, url, progress)
+            return _download(entry, spec, url, plain, progress)
         except (DownloadError, LicenceError) as error:
             get_logger().warning("%s", error)
             failures.append(error)
@@ -258,20 +264,23 @@ def _gave_up(entry: Entry, spec: FileSpec, failures: list[ScDrugMapError]) -> Sc
     )
 
 
-def _download(entry: Entry, spec: FileSpec, url: str, progress: Progress) -> None:
+def _download(entry: Entry, spec: FileSpec, url: str, plain: bool, progress: Progress) -> None:
     """Bring one file from one address through pooch, which checks the digest before it gives the file its name."""
     staged = ledger.staging_of(entry) / spec.name
     staged.parent.mkdir(parents=True, exist_ok=True)
     address, provided = doi.resolve(url) if url.startswith("doi:") else (url, None)
-    plain = spec.convert is None
+    # one part per address: an address that fails must not cost the bytes that another has brought
+    part = staged.with_name(f"{staged.name}.{hashlib.sha256(address.encode()).hexdigest()[:8]}.part")
     transfer = Transfer(
-        staged.with_name(f"{staged.name}.part"),
+        part,
         size=spec.size if plain else None,
         headers=_credentials(entry, address),
         html=spec.name.endswith((".html", ".htm")),
         progress=progress,
     )
     known = (spec.digest or provided) if plain else None
+    if known is None:
+        staged.unlink(missing_ok=True)
     try:
         with _quiet_pooch():
             pooch.retrieve(address, known_hash=known, fname=staged.name, path=staged.parent, downloader=transfer)
@@ -283,7 +292,7 @@ def _download(entry: Entry, spec: FileSpec, url: str, progress: Progress) -> Non
         raise DownloadError(f"{address}: {type(error).__name__}: {error}") from error
     digest = provided or (transfer.provider_sha256 if plain else None)
     origin = "registry" if spec.digest else "provider" if digest else "first download"
-    if spec.convert == "vocabulary":
+    if not plain:
         _write_vocabulary(staged)
     try:
         _settle(entry, spec, staged, origin=origin, url=address, digest=digest)

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 State = Literal["ok", "absent", "altered", "unrecorded"]
 
 
-def paths_of(entry: Entry, spec: FileSpec, record: ledger.Record | None = None) -> list[Path]:
+def paths_of(entry: Entry, spec: FileSpec) -> list[Path]:
     """Files that stand for one file of the registry: itself, or what its archive held."""
     folder = ledger.folder_of(entry)
     if spec.unpack is None:
         return [folder / spec.name]
-    return [folder / m for m in (record or {}).get("members", {})]
+    return [folder / m for m in ledger.read().get(ledger.name_of(entry, spec), {}).get("members", {})]
 
 
 def state(entry: Entry, spec: FileSpec, *, thorough: bool = False) -> State:
@@ -32,13 +32,12 @@ def state(entry: Entry, spec: FileSpec, *, thorough: bool = False) -> State:
     record = ledger.read().get(ledger.name_of(entry, spec))
     if record is None or "mtime_ns" not in record and "members" not in record:
         return "unrecorded" if spec.unpack is None and (ledger.folder_of(entry) / spec.name).is_file() else "absent"
-    expected = record.get("members") or {spec.name: record}
+    expected = record["members"] if "members" in record else {spec.name: record}
     for name, seen in expected.items():
         path = ledger.folder_of(entry) / name
         if not path.is_file():
             return "absent"
-        changed = ledger.stamp(path) != {k: seen.get(k) for k in ("size", "mtime_ns")}
-        if (changed or thorough) and pooch.file_hash(str(path)) != seen["sha256"]:
+        if (thorough or not ledger.unchanged(path, seen)) and pooch.file_hash(str(path)) != seen["sha256"]:
             return "altered"
     return "ok"
 
@@ -57,6 +56,10 @@ def ready(entry: Entry, spec: FileSpec) -> bool:
         )
         for path in paths_of(entry, spec):
             path.unlink(missing_ok=True)
+    record = ledger.read().get(ledger.name_of(entry, spec), {})
+    path = ledger.folder_of(entry) / spec.name
+    if found == "ok" and "mtime_ns" in record and not ledger.unchanged(path, record):
+        ledger.note(entry, spec, record | ledger.stamp(path))  # else it would be hashed again in every call
     return found == "ok"
 
 

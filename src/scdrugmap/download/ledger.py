@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock
 
 from scdrugmap._errors import DownloadError
-from scdrugmap.download.catalog import Entry, FileSpec, Kind
+from scdrugmap.download.catalog import Entry, FileSpec, normalise
 
 Record = dict[str, Any]
 
@@ -85,6 +85,11 @@ def stamp(path: Path) -> Record:
     return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
+def unchanged(path: Path, record: Record) -> bool:
+    """Whether size and modification time are those of the record."""
+    return stamp(path) == {k: record.get(k) for k in ("size", "mtime_ns")}
+
+
 def note(entry: Entry, spec: FileSpec, record: Record) -> None:
     """Write the record of one file."""
     change(lambda records: records.__setitem__(name_of(entry, spec), {**record, "date": now()}))
@@ -97,8 +102,8 @@ def now() -> str:
 
 def accepted(entry: Entry) -> bool:
     """Whether the user has accepted the licence of an entry, in the environment or in an earlier call."""
-    given = {k.strip().lower() for k in os.environ.get("SCDRUGMAP_ACCEPT_LICENCE", "").split(",")}
-    if given & {"all", entry.key.lower(), *(a.lower() for a in entry.aliases)}:
+    given = {normalise(k) for k in os.environ.get("SCDRUGMAP_ACCEPT_LICENCE", "").split(",")}
+    if given & {"all", *map(normalise, (entry.key, *entry.aliases))}:
         return True
     return f"{entry.kind}/{entry.key}" in read(root() / "licences.json")
 
@@ -109,11 +114,10 @@ def accept(entry: Entry) -> None:
     change(lambda records: records.__setitem__(f"{entry.kind}/{entry.key}", record), root() / "licences.json")
 
 
-def same_bytes(sha256: str, kinds: tuple[Kind, ...] = ("checkpoints", "datasets")) -> Path | None:
+def same_bytes(sha256: str) -> Path | None:
     """Return a verified file of the cache with this digest, if there is one."""
     for name, record in read().items():
         path = root() / name
-        if record.get("sha256") == sha256 and name.split("/")[0] in kinds and path.is_file():
-            if stamp(path) == {k: record.get(k) for k in ("size", "mtime_ns")}:
-                return path
+        if record.get("sha256") == sha256 and path.is_file() and unchanged(path, record):
+            return path
     return None

@@ -124,6 +124,8 @@ class Transfer:
                     reason, wait = str(error), error.wait
                 except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
                     reason = f"{type(error).__name__}: {error}"
+                except requests.RequestException as error:
+                    raise DownloadError(f"{url}: {type(error).__name__}: {error}") from error
                 have = self._have(url)
                 fruitless, best = (0, have) if have > best else (fruitless + 1, best)
                 if fruitless < PATIENCE:
@@ -224,8 +226,8 @@ class Transfer:
             out.truncate(start)
             out.seek(start)
             self.meta.write_text(json.dumps(meta))
+            bar.reset()
             bar.total = total or self.size
-            bar.reset(total=bar.total) if hasattr(bar, "reset") else None
             bar.update(start)
             for chunk in answer.iter_content(CHUNK):
                 if out.tell() == 0 and not self.html and _looks_like_html(chunk):

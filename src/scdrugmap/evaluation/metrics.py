@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -306,16 +307,21 @@ class Sums:
                     positives += w @ table
         return function(cells, positives, scores)
 
-    def _ranking(self, function: Callable[..., np.ndarray], w_pos: np.ndarray, w_neg: np.ndarray) -> np.ndarray:
+    @cached_property
+    def _levels(self) -> dict[int, Any]:
+        """Cells per distinct score, highest first, and group; one sparse table per class."""
         from scipy import sparse
 
         _, place = np.unique(-self.score, return_inverse=True)
-        n_levels = int(place.max()) + 1
-        tables = {}
-        for label, mask in self.classes.items():
-            entries = (np.ones(int(mask.sum())), (place[mask], self.group[mask]))
-            tables[label] = sparse.csr_matrix(entries, shape=(n_levels, self.n_groups))
-        step = max(self.budget // n_levels, 1)
+        shape = (int(place.max()) + 1, self.n_groups)
+        return {
+            label: sparse.csr_matrix((np.ones(int(mask.sum())), (place[mask], self.group[mask])), shape=shape)
+            for label, mask in self.classes.items()
+        }
+
+    def _ranking(self, function: Callable[..., np.ndarray], w_pos: np.ndarray, w_neg: np.ndarray) -> np.ndarray:
+        tables = self._levels
+        step = max(self.budget // tables[1].shape[0], 1)
         parts = []
         for start in range(0, len(w_pos), step):
             rows = slice(start, start + step)

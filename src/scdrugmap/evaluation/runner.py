@@ -215,6 +215,7 @@ def _payload(cells: Cells, counts: Counted | None, seed: int, store: RunStore | 
         "sample": cells.sample_codes,
         "counts": None if counts is None else counts.X,
         "genes": None if counts is None else counts.genes,
+        "batch": np.unique(cells.study, return_inverse=True)[1],
         "seed": seed,
         "store": None if store is None else str(store.path.resolve()),
     }
@@ -264,15 +265,16 @@ def _numbered(i: int, task: Task, X: np.ndarray | None, **payload: Any) -> tuple
 
 
 def run_task(
-    task: Task, *, y: np.ndarray, sample: np.ndarray, counts: Any, genes: Any, seed: int, store: str | None
+    task: Task, *, y: np.ndarray, sample: np.ndarray, counts: Any, genes: Any, batch: np.ndarray, seed: int, store: str | None
 ) -> list[Outcome] | str:
     """Train and predict; returns the predictions of every unit, or the message of the error that stopped it."""
     start = time.perf_counter()
+    data = (counts, genes, batch)
     try:
         if task.probe:
-            parts = [_probe(task, y, sample, counts, genes, seed)]
+            parts = [_probe(task, sample, data, seed)]
         else:
-            parts = _predictions(task, y, sample, counts, genes, seed)
+            parts = _predictions(task, y, sample, data, seed)
     except Exception as error:  # noqa: BLE001 - one failing unit must not end the grid; the caller warns
         get_logger().info("unit failed", exc_info=True)
         return f"{type(error).__name__}: {error}"
@@ -288,9 +290,10 @@ def run_task(
 Part = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def _predictions(
-    task: Task, y: np.ndarray, sample: np.ndarray, counts: Any, genes: Any, seed: int
-) -> list[Part]:
+Data = tuple[Any, Any, np.ndarray]
+
+
+def _predictions(task: Task, y: np.ndarray, sample: np.ndarray, data: Data, seed: int) -> list[Part]:
     contender = task.contender
     folds = [task.partition.folds[i] for i in task.folds]
     scores: list[np.ndarray] = []
@@ -306,7 +309,7 @@ def _predictions(
             assert contender.X is not None
             X = contender.X[rows]
         else:
-            X = fit_transform(contender, counts, genes, folds[0].train, rows, seed)
+            X = fit_transform(contender, data, folds[0].train, rows, seed)
         for head in task.heads:
             scores += fit_predict(X, y[rows], local, head, groups=sample[rows], seed=seed)
     tests = [f.test for f in folds] * max(len(task.heads), 1)
@@ -320,7 +323,7 @@ def _part(test: np.ndarray, y: np.ndarray, score: np.ndarray) -> Part:
     return test.astype(np.int64), y[test].astype(np.int64), score, (score >= 0.5).astype(np.int64)
 
 
-def _probe(task: Task, y: np.ndarray, sample: np.ndarray, counts: Any, genes: Any, seed: int) -> Part:
+def _probe(task: Task, sample: np.ndarray, data: Data, seed: int) -> Part:
     contender, rows = task.contender, task.partition.rows
     train, test = probe_halves(sample[rows], seed)
     if len(test) == 0:
@@ -329,23 +332,25 @@ def _probe(task: Task, y: np.ndarray, sample: np.ndarray, counts: Any, genes: An
         assert contender.X is not None
         X = contender.X[rows]
     else:
-        X = fit_transform(contender, counts, genes, rows[train], rows, seed)
+        X = fit_transform(contender, data, rows[train], rows, seed)
     called = sample_probe(X, sample[rows], train, test)
     return rows[test], sample[rows][test].astype(np.int64), np.full(len(test), np.nan, np.float32), called
 
 
-def fit_transform(
-    contender: Contender, counts: Any, genes: Any, train: np.ndarray, rows: np.ndarray, seed: int
-) -> np.ndarray:
-    """Fit a representation on training rows only and return it for ``rows``, ``(len(rows), d)`` float32."""
+def fit_transform(contender: Contender, data: Data, train: np.ndarray, rows: np.ndarray, seed: int) -> np.ndarray:
+    """Fit a representation on training rows only and return it for ``rows``, ``(len(rows), d)`` float32.
+
+    ``data`` holds the counts, their genes and the batch of each cell.
+    """
     from scdrugmap.models import registry
     from scdrugmap.models.source import CountSource
 
     options = dict(contender.options)
     options.setdefault("seed", seed)
     model: Any = registry.get(contender.model)(**options)
+    counts, genes, batch = data
     source = CountSource(counts)
-    model.fit(source[train], genes)
+    model.fit(source[train], genes, batch=batch[train])
     return np.asarray(model.transform(source[rows], genes), dtype=np.float32)
 
 

@@ -51,6 +51,30 @@ def rank_rows(values: np.ndarray, indptr: np.ndarray, top: int | None = None) ->
     return positions, offsets
 
 
+def framed(
+    ids: np.ndarray, offsets: np.ndarray, before: int | None, after: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Put a token before and another after each ragged row; ``None`` for none.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ids, offsets = framed(np.array([5, 6, 7]), np.array([0, 2, 2, 3]), 1, 2)
+    >>> ids.tolist(), offsets.tolist()
+    ([1, 5, 6, 2, 1, 2, 1, 7, 2], [0, 4, 6, 9])
+    """
+    extra = (before is not None) + (after is not None)
+    out = offsets + extra * np.arange(len(offsets))
+    framed = np.empty(out[-1], dtype=np.int32)
+    shift = (before is not None) + extra * np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    framed[np.arange(len(ids)) + shift] = ids
+    if before is not None:
+        framed[out[:-1]] = before
+    if after is not None:
+        framed[out[1:] - 1] = after
+    return framed, out
+
+
 def _of_similar_length(lengths: np.ndarray) -> list[np.ndarray]:
     """Non-empty rows in groups whose padding to the longest stays small, about a million entries each."""
     order = np.argsort(lengths, kind="stable")

@@ -20,12 +20,12 @@ from scdrugmap.models.blocks.transformer import SelfAttention, masked_mean
 from scdrugmap.models.card import ModelCard
 from scdrugmap.models.checkpoint import digests, load_json, load_strict, load_tensors, require_file, split_qkv
 from scdrugmap.models.counts import Alignment, Counts
-from scdrugmap.models.ranking import rank_rows
+from scdrugmap.models.ranking import framed, rank_rows
 from scdrugmap.models.tokens import Tokens
 from scdrugmap.models.weights import randomize
 
 #: Genes that the pre-training sequences evidently left out, although some have a token.
-_NOT_PRETRAINED = re.compile(r"RP[LS]\d+[A-Z]*\d*(?:_?L\d*)?|RPLP[0-2]|RPSA|MALAT1|NEAT1")
+_NOT_PRETRAINED = re.compile(r"RP[LS]\d+(?:AL?|L\d?|X|Y\d)?(?:P\d+)?|RPLP[0-2]|RPSA|MALAT1|NEAT1")
 #: Buffers that old versions of the library stored, and the head, tied to the token embedding.
 _IGNORED = (r"h\.\d+\.attn\.bias", r"h\.\d+\.attn\.masked_bias", r"lm_head\.weight")
 _OFFICIAL = {"vocab_size": 21_150, "n_positions": 1024, "n_embd": 1024, "n_layer": 8, "n_head": 16}
@@ -83,7 +83,7 @@ class TGPT(NetworkModel):
         max_length=64,
         n_parameters=123_478_016,
         lora_targets=("q_proj", "k_proj", "v_proj"),
-        checkpoints=("tgpt/64", "tgpt/128"),
+        checkpoints=("tgpt-64", "tgpt-128"),
         weights_licence="not stated (code: GPL-3.0)",
         commercial=None,
     )
@@ -149,13 +149,8 @@ class TGPT(NetworkModel):
         """Begin token, the highest genes in descending order, end token."""
         picked, offsets = rank_rows(counts.X.data, counts.X.indptr, self.options.max_length - 2)
         words = np.where(counts.ids < self._n_words, counts.ids, self.unknown).astype(np.int32)
-        rows = np.arange(len(offsets) - 1)
-        out = offsets + 2 * np.arange(len(offsets))
-        ids = np.empty(out[-1], dtype=np.int32)
-        ids[out[:-1]], ids[out[1:] - 1] = self.begin, self.end
-        shift = 1 + 2 * np.repeat(rows, np.diff(offsets))
-        ids[np.arange(len(picked)) + shift] = words[counts.X.indices[picked]]
-        return Tokens(out, ids, None, np.diff(offsets) > 0)
+        ids, framed_offsets = framed(words[counts.X.indices[picked]], offsets, self.begin, self.end)
+        return Tokens(framed_offsets, ids, None, np.diff(offsets) > 0)
 
     def collate(self, tokens: Tokens) -> Batch:
         """Pad, and mark the positions that the mean runs over."""

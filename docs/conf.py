@@ -1,0 +1,58 @@
+"""Sphinx configuration; builds without a network."""
+
+import os
+import sys
+from importlib.metadata import metadata
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+info = metadata("scdrugmap")
+project = "scdrugmap"
+author = "The scdrugmap developers"
+copyright = "2026, the scdrugmap developers"
+version = release = info["Version"]
+
+# Notebook kernels inherit these: small runs, quiet progress bars.
+os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ.setdefault("SCDRUGMAP_SHARED", str(Path(__file__).resolve().parents[2] / "shared"))
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_autodoc_typehints",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "model_table",
+]
+autosummary_generate = True
+autodoc_member_order = "groupwise"
+autodoc_typehints = "description"
+napoleon_google_docstring = False
+napoleon_numpy_docstring = True
+napoleon_use_rtype = True
+napoleon_use_param = True
+typehints_defaults = "comma"
+always_use_bars_union = True
+suppress_warnings = ["sphinx_autodoc_typehints", "mystnb.unknown_mime_type"]
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_merge_streams = True
+
+source_suffix = {".md": "myst-nb"}
+templates_path = ["_templates"]
+exclude_patterns = ["_build", "jupyter_execute", "**.ipynb_checkpoints"]
+
+html_theme = "sphinx_book_theme"
+html_title = project
+html_theme_options = {
+    "repository_url": "https://github.com/scdrugmap/scdrugmap",
+    "use_repository_button": True,
+    "path_to_docs": "docs/",
+}

@@ -1,0 +1,84 @@
+"""``scdrugmap datasets``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=False, invoke_without_command=True)
+Key = Annotated[str, typer.Argument(help="Study, for example GSE140440.")]
+
+
+@app.callback()
+def _list_by_default(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_studies()
+
+
+@app.command("list")
+def list_studies(
+    tissue: Annotated[str | None, typer.Option(help="Only this tissue.")] = None,
+    collection: Annotated[str | None, typer.Option(help="primary or external.")] = None,
+) -> None:
+    """List the curated studies."""
+    import scdrugmap as sd
+    from scdrugmap.cli._runs import print_table
+
+    filters = {k: v for k, v in {"tissue": tissue, "collection": collection}.items() if v is not None}
+    table = sd.datasets.catalogue(**filters).reset_index()
+    wanted = ["key", "collection", "accession", "tissue", "cancer_type", "drug", "therapy_type", "n_cells"]
+    columns = [c for c in wanted if c in table]
+    print_table(table[columns].astype(object).where(table[columns].notna(), ""), "studies", limit=100)
+
+
+@app.command()
+def info(key: Key) -> None:
+    """Describe a study."""
+    import scdrugmap as sd
+
+    typer.echo(sd.datasets.info(key))
+
+
+@app.command()
+def fetch(
+    key: Key,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the study as .h5ad.")] = None,
+    accept_licence: Annotated[bool, typer.Option("--accept-licence", help="Accept the licence that is shown.")] = False,
+) -> None:
+    """Fetch a study, verify it and read it."""
+    import scdrugmap as sd
+    from scdrugmap.cli._io import check_writable, write_cells
+
+    if output is not None:
+        check_writable(output, ".h5ad")
+    adata = sd.datasets.fetch(key, accept_licence=accept_licence)
+    typer.echo(adata)
+    if output is not None:
+        write_cells(adata, output)
+
+
+@app.command()
+def where(key: Key) -> None:
+    """Print the folder of a study."""
+    from scdrugmap import download
+
+    typer.echo(download.where("datasets", key))
+
+
+@app.command()
+def verify(key: Key) -> None:
+    """Check a fetched study against its recorded digests."""
+    from scdrugmap import download
+
+    download.verify("datasets", key)
+    typer.echo("verified")
+
+
+@app.command()
+def rm(key: Key) -> None:
+    """Delete a fetched study."""
+    from scdrugmap import download
+
+    download.remove("datasets", key)

@@ -1,0 +1,82 @@
+"""``scdrugmap models``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=False, invoke_without_command=True)
+Name = Annotated[str, typer.Argument(help="Model, or key of the checkpoint registry.")]
+Accept = Annotated[bool, typer.Option("--accept-licence", help="Accept the licence that is shown.")]
+
+
+@app.callback()
+def _list_by_default(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_models()
+
+
+@app.command("list")
+def list_models() -> None:
+    """List all models."""
+    import scdrugmap as sd
+    from scdrugmap.cli._runs import print_table
+
+    table = sd.models.list().reset_index()
+    columns = ["name", "kind", "year", "dim", "n_parameters", "gene_id", "context", "weights_licence"]
+    print_table(table[columns].astype(object).where(table[columns].notna(), ""), "models")
+
+
+@app.command()
+def info(name: Name) -> None:
+    """Describe a model: what it is, what it needs, its licence and checkpoints."""
+    from dataclasses import asdict
+
+    import scdrugmap as sd
+
+    for field, value in asdict(sd.models.info(name)).items():
+        shown = ", ".join(map(str, value)) if isinstance(value, (tuple, list)) else value
+        typer.echo(f"{field:16} {'' if shown is None else shown}")
+
+
+@app.command()
+def fetch(name: Name, accept_licence: Accept = False) -> None:
+    """Fetch an official checkpoint."""
+    import scdrugmap as sd
+
+    typer.echo(sd.models.fetch(name, accept_licence=accept_licence))
+
+
+@app.command()
+def where(name: Name) -> None:
+    """Print the folder of a checkpoint."""
+    import scdrugmap as sd
+
+    typer.echo(sd.models.where(name))
+
+
+@app.command()
+def verify(name: Name) -> None:
+    """Check a fetched checkpoint against its recorded digests."""
+    import scdrugmap as sd
+
+    sd.models.verify(name)
+    typer.echo("verified")
+
+
+@app.command()
+def register(name: Name, path: Annotated[Path, typer.Argument(help="File or folder that you have.")]) -> None:
+    """Tell scdrugmap about a checkpoint that is already on this machine."""
+    from scdrugmap import download
+
+    typer.echo(download.register_local("checkpoints", name, path))
+
+
+@app.command()
+def rm(name: Name) -> None:
+    """Delete a fetched checkpoint."""
+    import scdrugmap as sd
+
+    sd.models.remove(name)

@@ -1,0 +1,130 @@
+"""From a run specification to files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from scdrugmap._errors import InputError
+from scdrugmap.cli._io import check_writable, read_cells, write_cells
+from scdrugmap.spec import BenchmarkSpec, EmbedSpec, PredictSpec, RunSpec, TrainSpec
+
+console = Console()
+RUN = "scdrugmap_run"
+
+
+def run_embed(spec: EmbedSpec) -> None:
+    """Embed and write the cells."""
+    import scdrugmap as sd
+
+    check_writable(spec.output, ".h5ad", ".h5mu")
+    cells = read_cells(spec.input)
+    sd.tl.embed(
+        cells, spec.model if len(spec.model) > 1 else spec.model[0], checkpoint=spec.checkpoint, layer=spec.layer,
+        key_added=spec.key_added, batch_size=spec.batch_size, device=spec.device, precision=spec.precision,
+        groups=spec.groups, rng=spec.seed, store=spec.store, mod=spec.mod, **spec.options,
+    )  # fmt: skip
+    _write(cells, spec)
+    slots = spec.key_added or ", ".join(f"X_{sd.models.info(m).key}" for m in spec.model)
+    console.print(f"wrote {spec.output} with obsm {slots} for {cells.n_obs:,} cells")
+
+
+def run_train(spec: TrainSpec) -> None:
+    """Train and save a predictor."""
+    import scdrugmap as sd
+
+    check_writable(spec.output)
+    cells = read_cells(spec.input)
+    predictor = sd.tl.train(
+        cells, **_given(model=spec.model, use_rep=spec.use_rep, checkpoint=spec.checkpoint, layer=spec.layer),
+        strategy=spec.strategy, label_key=spec.label_key, groups=spec.groups, head=spec.head, device=spec.device,
+        rng=spec.seed, mod=spec.mod, **spec.options,
+    )  # fmt: skip
+    predictor.save(spec.output)
+    (spec.output / "run.yaml").write_text(spec.to_yaml())
+    console.print(f"saved {spec.output}/ (card: {spec.output / 'README.md'})")
+    console.print(f"next: scdrugmap predict query.h5ad --predictor {spec.output} -o predicted.h5ad")
+
+
+def run_predict(spec: PredictSpec) -> None:
+    """Predict and write cells or a table."""
+    import scdrugmap as sd
+
+    check_writable(spec.output, ".h5ad", ".h5mu", ".csv", ".parquet")
+    if not spec.predictor.is_dir():
+        raise InputError("predictor", str(spec.predictor), "the folder of a saved predictor", "train one first.")
+    cells = read_cells(spec.input)
+    sd.tl.predict_response(
+        cells, spec.predictor, key_added=spec.key_added, layer=spec.layer, device=spec.device, rng=spec.seed,
+        mod=spec.mod, **spec.options,
+    )  # fmt: skip
+    obs = (cells.mod[spec.mod] if hasattr(cells, "mod") else cells).obs
+    columns = [c for c in obs if str(c).startswith(f"{spec.key_added}_")]
+    if spec.output.suffix == ".csv":
+        obs[columns].to_csv(spec.output, index_label="cell")
+        spec.output.with_suffix(".run.yaml").write_text(spec.to_yaml())
+    elif spec.output.suffix == ".parquet":
+        obs[columns].rename_axis("cell").to_parquet(spec.output)
+        spec.output.with_suffix(".run.yaml").write_text(spec.to_yaml())
+    else:
+        _write(cells, spec)
+    counts = obs[f"{spec.key_added}_pred"].value_counts(dropna=False)
+    console.print(f"wrote {spec.output}: " + ", ".join(f"{n:,} {name}" for name, n in counts.items()))
+
+
+def run_benchmark(spec: BenchmarkSpec) -> None:
+    """Benchmark and write table, report and specification into a folder."""
+    import scdrugmap as sd
+
+    check_writable(spec.output)
+    cells = read_cells(spec.input)
+    result = sd.tl.benchmark(
+        cells, models=spec.models, strategy=spec.strategy, setting=spec.setting, by=spec.by, split=spec.split,
+        label_key=spec.label_key, study_key=spec.study_key, sample_key=spec.sample_key, n_folds=spec.n_folds,
+        store=spec.store or spec.output / "store", rng=spec.seed, mod=spec.mod,
+        **_given(preset=spec.preset, n_jobs=spec.n_jobs, layer=spec.layer, device=spec.device,
+                 head=None if spec.preset else spec.head),
+        **spec.options,
+    )  # fmt: skip
+    result.to_parquet(spec.output / "results.parquet")
+    result.table.to_csv(spec.output / "results.csv", index=False)
+    result.report(spec.output / "report.html")
+    (spec.output / "run.yaml").write_text(spec.to_yaml())
+    print_table(result.summary().reset_index(), f"{spec.setting}, split by {spec.split}")
+    console.print(f"wrote {spec.output}/: results.parquet, results.csv, report.html, run.yaml")
+
+
+def run_report(results: Path, output: Path) -> None:
+    """Write the report of saved results."""
+    from scdrugmap.evaluation import BenchmarkResult
+
+    check_writable(output, ".html")
+    file = results / "results.parquet" if results.is_dir() else results
+    if not file.exists():
+        raise InputError("results", str(results), "results that a benchmark wrote", "run scdrugmap benchmark first.")
+    BenchmarkResult.from_parquet(file).report(output)
+    console.print(f"wrote {output}")
+
+
+def print_table(frame: Any, title: str, limit: int = 40) -> None:
+    """Print a data frame; long ones are cut with a word about it."""
+    table = Table(title=title, title_justify="left")
+    for column in frame.columns:
+        table.add_column(str(column), overflow="fold")
+    for row in frame.head(limit).itertuples(index=False):
+        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row))
+    console.print(table)
+    if len(frame) > limit:
+        console.print(f"... and {len(frame) - limit} more rows")
+
+
+def _write(cells: Any, spec: RunSpec) -> None:
+    cells.uns[RUN] = spec.to_yaml()
+    write_cells(cells, spec.output)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {k: v for k, v in values.items() if v is not None}

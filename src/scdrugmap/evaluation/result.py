@@ -1,0 +1,351 @@
+"""What a benchmark returns: the table, intervals, comparisons, and everything needed to check them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+
+from scdrugmap._errors import InputError, UnknownNameError
+from scdrugmap.evaluation.cells import Cells
+from scdrugmap.evaluation.metrics import METRICS, Metric
+from scdrugmap.evaluation.splits import Fold, Partition
+from scdrugmap.evaluation.statistics import Ranking, rank_models
+from scdrugmap.evaluation.summary import compare_predictions, summarise
+from scdrugmap.evaluation.table import PLACE
+
+MAIN_METRICS = ("f1", "f1_macro", "mcc", "auroc", "auprc")
+
+
+@dataclass(eq=False)
+class BenchmarkResult:
+    """Result of :func:`scdrugmap.tl.benchmark`.
+
+    Parameters
+    ----------
+    table
+        Tidy: one row per model, strategy, head, setting, split, ``by``, category, group (the left-out study), fold, level
+        (cell, sample, patient) and metric, with the value, counts, the reason of a NaN, and notes. Positive class: sensitive.
+    predictions
+        Every test cell of every unit: unit number, row of the data set, label, P(sensitive), call.
+    units
+        One row per unit: where it stands in the table and its manifest (versions, digests, seed, device, seconds, memory).
+    partitions
+        The folds, the same for all models.
+    cells
+        One row per cell: name, label, sample, study, patient.
+    data
+        One row per category: cells, samples and studies, class balance and the F1 of calling every cell sensitive.
+    info
+        Arguments, versions, warnings, times.
+    metrics
+        Custom metrics by name; they are functions and do not survive saving.
+
+    Examples
+    --------
+    >>> import numpy as np, anndata as ad, scdrugmap as sd
+    >>> rng = np.random.default_rng(0)
+    >>> adata = ad.AnnData(rng.poisson(1, (80, 30)).astype("float32"))
+    >>> adata.obs["sample"] = np.repeat([f"s{i}" for i in range(8)], 10)
+    >>> adata.obs["response"] = np.repeat(["resistant", "sensitive"] * 4, 10)
+    >>> result = sd.tl.benchmark(adata, models={"noise": rng.normal(size=(80, 4))}, n_folds=4, baselines=["majority"])
+    >>> result.summary(metrics="accuracy")["model"].tolist()
+    ['noise', 'majority']
+    """
+
+    table: pd.DataFrame
+    predictions: pd.DataFrame = field(repr=False)
+    units: pd.DataFrame = field(repr=False)
+    partitions: list[Partition] = field(repr=False)
+    cells: pd.DataFrame = field(repr=False)
+    data: pd.DataFrame = field(repr=False)
+    info: dict[str, Any] = field(repr=False)
+    metrics: dict[str, Metric] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        scores = self.table[self.table["setting"] != "probe"]
+        models = ", ".join(pd.unique(scores["model"]))
+        return (
+            f"BenchmarkResult: {len(self.table)} rows; models {models}; settings "
+            f"{', '.join(pd.unique(scores['setting'] + ' by ' + scores['split']))}; {len(self.units)} units"
+        )
+
+    @property
+    def contenders(self) -> pd.DataFrame:
+        """Model, strategy and head of each contender, with the label that :meth:`compare` and the figures use."""
+        scores = self.table[self.table["setting"] != "probe"]
+        out = scores[["model", "strategy", "head"]].drop_duplicates().reset_index(drop=True)
+        several = out["model"].duplicated(keep=False)
+        detail = out["strategy"] + out["head"].map(lambda h: f", {h}" if h else "")
+        out["label"] = out["model"].where(~several, out["model"] + " (" + detail + ")")
+        return out
+
+    def partition_frame(self) -> pd.DataFrame:
+        """Return one row per fold of every partition: sizes, group, reason, hash."""
+        records = []
+        for p in self.partitions:
+            where = {"setting": p.setting, "split": p.split, "by": p.by, "category": p.category, "hash": p.hash}
+            notes = "; ".join(p.notes)
+            if not p.folds:
+                records.append(where | {"fold": "", "n_train": 0, "n_test": 0, "reason": p.reason, "notes": notes})
+            for f in p.folds:
+                sizes = {"fold": f.name, "n_train": len(f.train), "n_test": len(f.test)}
+                records.append(where | sizes | {"reason": p.reason or f.reason, "notes": notes})
+        return pd.DataFrame(records)
+
+    def summary(
+        self,
+        by: str | Sequence[str] | None = None,
+        *,
+        metrics: str | Iterable[str] | None = MAIN_METRICS,
+        level: str = "cell",
+        n_resamples: int = 1000,
+        confidence: float = 0.95,
+        rng: int | np.random.Generator | None = 0,
+    ) -> pd.DataFrame:
+        """Return the mean over folds with a bootstrap interval over samples (studies where studies are left out).
+
+        Parameters
+        ----------
+        by
+            Columns to average over further, for example ``"model"`` or ``["model", "setting"]``: the mean and the
+            standard deviation over the categories take the place of the interval. ``None`` keeps every category.
+        metrics
+            Names; ``None`` for all in the table.
+        level
+            ``"cell"``, ``"sample"`` or ``"patient"``.
+        n_resamples, confidence
+            Of the bootstrap.
+        rng
+            Seed or generator of the bootstrap; the same resamples serve every model.
+
+        Returns
+        -------
+        pandas.DataFrame
+            ``value`` (mean over the folds in which the metric is defined), ``ci_low``, ``ci_high``, ``sd_folds``,
+            ``n_folds``, ``n_undefined``, ``n_groups`` (samples or studies that were resampled), ``floor`` (the value of
+            calling every cell sensitive), ``reason`` and ``note``.
+
+        Notes
+        -----
+        Cells of a sample share its label and its batch, and folds share training cells: neither is a sample from the
+        population that matters, so the interval resamples samples within folds, or left-out studies. Models are not
+        refitted. Few groups give intervals that are too short; ``n_groups`` says how many there were.
+        """
+        names = self._metric_names(metrics)
+        full = summarise(self, names, level, n_resamples, confidence, np.random.default_rng(rng))
+        if by is None:
+            return full
+        keys = ["metric", *([by] if isinstance(by, str) else by)]
+        unknown = [k for k in keys if k not in full]
+        if unknown:
+            raise UnknownNameError("by", unknown[0], [*PLACE, "metric"])
+        keys = list(dict.fromkeys([*keys[1:], "metric"]))
+        grouped = full.groupby(keys, sort=False, observed=True)
+        return grouped.agg(
+            value=("value", "mean"), sd_categories=("value", "std"), n_categories=("value", "count"), floor=("floor", "mean")
+        ).reset_index()
+
+    def compare(
+        self,
+        a: str,
+        b: str,
+        *,
+        metrics: str | Iterable[str] = ("f1_macro", "auroc"),
+        level: str = "cell",
+        n_resamples: int = 1000,
+        confidence: float = 0.95,
+        rng: int | np.random.Generator | None = 0,
+    ) -> pd.DataFrame:
+        """Compare two models on the same folds.
+
+        Parameters
+        ----------
+        a, b
+            Labels of :attr:`contenders`: a model's name, or ``"pca (frozen, mlp)"`` where it takes part more than once.
+        metrics, level, n_resamples, confidence, rng
+            As in :meth:`summary`.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Per category and metric the two values, their difference with a paired bootstrap interval over samples (or
+            studies), Nadeau and Bengio's corrected t over folds, its p-value, and ``p_holm`` over all rows.
+        """
+        pair = [self._contender("a", a), self._contender("b", b)]
+        names = self._metric_names(metrics)
+        return compare_predictions(self, pair, names, level, n_resamples, confidence, np.random.default_rng(rng))
+
+    def rank(
+        self, metric: str = "f1_macro", *, setting: str | None = None, split: str | None = None, level: str = "cell", test: str = "conover"
+    ) -> Ranking:
+        """Rank the models over the categories: Friedman test, post hoc pairs, critical difference.
+
+        Parameters
+        ----------
+        metric, setting, split, level
+            What to rank by; ``setting`` and ``split`` only where the result holds several.
+        test
+            ``"conover"`` (Holm-corrected) or ``"nemenyi"``.
+        """
+        record = self._metric(self._metric_names(metric)[0])
+        return rank_models(self.pivot(metric, setting=setting, split=split, level=level), higher_is_better=record.higher_is_better, test=test)
+
+    def pivot(
+        self, metric: str = "f1_macro", *, setting: str | None = None, split: str | None = None, level: str = "cell"
+    ) -> pd.DataFrame:
+        """Return categories x contenders, the mean over folds."""
+        t = self.table
+        t = t[(t["metric"] == metric) & (t["level"] == level) & (t["setting"] != "probe")]
+        for name, value in (("setting", setting), ("split", split)):
+            if value is not None:
+                t = t[t[name] == value]
+            elif t[name].nunique() > 1:
+                raise InputError(name, "several in the result", "one of them", f"pass {name}={t[name].iloc[0]!r}.")
+        labels = self.contenders.set_index(["model", "strategy", "head"])["label"]
+        label = [labels[key] for key in zip(t["model"], t["strategy"], t["head"], strict=True)]
+        rows = t["category"].where(t["by"] == "", t["by"] + ": " + t["category"])
+        wide = t.assign(label=label, row=rows).groupby(["row", "label"], sort=False)["value"].mean().unstack()
+        return wide[[c for c in self.contenders["label"] if c in wide]].rename_axis(index="category", columns="model")
+
+    def _metric_names(self, metrics: str | Iterable[str] | None) -> list[str]:
+        """Names that the table holds; the default list is cut to those, a name that was asked for is not."""
+        held = [m for m in pd.unique(self.table["metric"]) if not m.startswith("sample_")]
+        if metrics is None:
+            return held
+        names = [metrics] if isinstance(metrics, str) else list(metrics)
+        if metrics is MAIN_METRICS:
+            return [m for m in names if m in held] or held
+        for name in names:
+            if name not in held:
+                raise UnknownNameError("metrics", name, held, "the result holds the metrics that the benchmark was asked for.")
+        return names
+
+    def _metric(self, name: str) -> Metric:
+        found = self.metrics.get(name) or METRICS.get(name)
+        if found is None:
+            raise InputError(
+                "metrics", name, "a metric whose function is at hand", "custom metrics are not saved; result.metrics[name] = resolve_metrics({name: function})[0]."
+            )
+        return found
+
+    def _contender(self, argument: str, label: str) -> tuple[str, str, str]:
+        known = self.contenders
+        hit = known[known["label"] == label]
+        hit = hit if len(hit) else known[known["model"] == label]
+        if len(hit) != 1:
+            raise UnknownNameError(argument, label, known["label"])
+        return tuple(hit.iloc[0][["model", "strategy", "head"]])  # type: ignore[return-value]
+
+    def as_cells(self) -> Cells:
+        """Return the labels and groups as arrays."""
+        c = self.cells
+        patient = c["patient"].to_numpy() if "patient" in c else None
+        return Cells(c["y"].to_numpy(), c["sample"].to_numpy(), c["study"].to_numpy(), patient, names=c["name"].to_numpy())
+
+    # Files ------------------------------------------------------------------------------------------------
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> None:
+        """Save everything into a folder of Parquet files and one JSON file.
+
+        Examples
+        --------
+        >>> result.to_parquet("results")  # doctest: +SKIP
+        """
+        folder = Path(path)
+        if folder.is_file():
+            raise InputError("path", str(folder), "a folder", "pass a folder; the result is several Parquet files.")
+        folder.mkdir(parents=True, exist_ok=True)
+        folds = pd.concat([p.to_frame() for p in self.partitions], ignore_index=True)
+        for name, frame in (("table", self.table), ("predictions", self.predictions), ("cells", self.cells), ("data", self.data), ("partitions", folds)):
+            temporary = folder / f".{name}.parquet"
+            frame.to_parquet(temporary, index=False)
+            temporary.replace(folder / f"{name}.parquet")
+        about = {
+            "info": self.info,
+            "units": json.loads(self.units.to_json(orient="records")),
+            "partitions": [
+                {
+                    "setting": p.setting, "split": p.split, "by": p.by, "category": p.category, "reason": p.reason,
+                    "notes": list(p.notes), "hash": p.hash, "folds": [[f.name, f.reason] for f in p.folds], "rows": p.rows.tolist(),
+                }
+                for p in self.partitions
+            ],
+        }  # fmt: skip
+        temporary = folder / ".result.json"
+        temporary.write_text(json.dumps(about, default=str))
+        temporary.replace(folder / "result.json")
+
+    @classmethod
+    def from_parquet(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what :meth:`to_parquet` saved.
+
+        Raises
+        ------
+        InputError
+            If the folder holds no result.
+        """
+        folder = Path(path)
+        if not (folder / "result.json").is_file():
+            raise InputError("path", str(folder), "a folder that to_parquet wrote", "check the path.")
+        about = json.loads((folder / "result.json").read_text())
+        frames = {n: pd.read_parquet(folder / f"{n}.parquet") for n in ("table", "predictions", "cells", "data", "partitions")}
+        folds = {k: v["row"].to_numpy() for k, v in frames.pop("partitions").groupby(["setting", "split", "by", "category", "fold", "side"])}
+        partitions = []
+        for p in about["partitions"]:
+            where = tuple(p[k] for k in ("setting", "split", "by", "category"))
+            parts = tuple(
+                Fold(name, *(folds.get((*where, name, side), np.empty(0, np.int64)) for side in ("train", "test")), reason)
+                for name, reason in p["folds"]
+            )
+            partitions.append(Partition(*where, parts, p["reason"], tuple(p["notes"]), np.array(p["rows"], dtype=np.int64)))
+        return cls(**frames, units=pd.DataFrame(about["units"]), partitions=partitions, info=about["info"])
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write the tidy table as CSV."""
+        self.table.to_csv(path, index=False)
+
+    def to_markdown(self, **summary: Any) -> str:
+        """Return the summary as a Markdown table; arguments as in :meth:`summary`."""
+        frame = _printable(self.summary(**summary))
+        lines = ["| " + " | ".join(row) + " |" for row in [list(frame.columns), *frame.astype(str).to_numpy().tolist()]]
+        return "\n".join([lines[0], "|" + " --- |" * frame.shape[1], *lines[1:]])
+
+    def to_latex(self, **summary: Any) -> str:
+        """Return the summary as a LaTeX table (booktabs); arguments as in :meth:`summary`."""
+        frame = _printable(self.summary(**summary))
+        rows = [[_tex(v) for v in row] for row in [list(frame.columns), *frame.astype(str).to_numpy().tolist()]]
+        body = [" & ".join(row) + r" \\" for row in rows]
+        head = [rf"\begin{{tabular}}{{{'l' * frame.shape[1]}}}", r"\toprule", body[0], r"\midrule"]
+        return "\n".join([*head, *body[1:], r"\bottomrule", r"\end{tabular}"])
+
+    def report(self, path: str | os.PathLike[str], **options: Any) -> Path:
+        """Write one self-contained HTML file; see :func:`scdrugmap.evaluation.report.write_report`."""
+        from scdrugmap.evaluation.report import write_report
+
+        return write_report(self, Path(path), **options)
+
+
+def _printable(summary: pd.DataFrame) -> pd.DataFrame:
+    """Round, and write the interval beside the value."""
+    out = summary.drop(columns=[c for c in ("ci_low", "ci_high", "n_undefined", "reason", "note") if c in summary])
+    if "ci_low" in summary:
+        out["value"] = [
+            "-" if np.isnan(v) else f"{v:.3f}" + ("" if np.isnan(a) else f" [{a:.3f}, {b:.3f}]")
+            for v, a, b in zip(summary["value"], summary["ci_low"], summary["ci_high"], strict=True)
+        ]
+    for column in out.select_dtypes("float"):
+        out[column] = out[column].map(lambda v: "-" if np.isnan(v) else f"{v:.3f}")
+    return out
+
+
+def _tex(text: str) -> str:
+    for a, b in (("\\", r"\textbackslash{}"), ("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#"), ("$", r"\$")):
+        text = text.replace(a, b)
+    return text

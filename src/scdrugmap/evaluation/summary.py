@@ -1,0 +1,213 @@
+"""Intervals and paired comparisons from the stored predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scdrugmap.evaluation.cells import Cells
+from scdrugmap.evaluation.metrics import Metric
+from scdrugmap.evaluation.statistics import bootstrap_weights, corrected_t, holm, interval, resampled
+from scdrugmap.evaluation.table import PLACE, aggregate, level_groups
+
+if TYPE_CHECKING:
+    from scdrugmap.evaluation.result import BenchmarkResult
+
+CATEGORY = ["setting", "split", "by", "category"]
+CONTENDER = ["model", "strategy", "head"]
+
+
+@dataclass(eq=False)
+class Predictions:
+    """Test predictions of one contender in one category, fold by fold, at one level."""
+
+    folds: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
+    sizes: tuple[float, float]
+    reason: str = ""
+
+    @classmethod
+    def collect(cls, result: BenchmarkResult, cells: Cells, units: pd.DataFrame, level: str) -> Predictions:
+        """Gather the folds; groups are samples, or the fold itself where groups are left out one by one."""
+        folds, reason = [], ""
+        cross = len(units) > 0 and units["setting"].iloc[0] == "cross"
+        rows_of = _slices(result)
+        codes = cells.sample_codes
+        for i, number in enumerate(units["unit"]):
+            part = rows_of[int(number)]
+            row, y, score, pred = part
+            group = np.full(len(row), i) if cross else codes[row]
+            names = level_groups(cells, level)
+            if names is not None:
+                first = pd.Series(group).groupby(pd.factorize(names[row], sort=True)[0]).first()
+                y, score, pred, _, why = aggregate(y, score, names[row])
+                group, reason = first[first.index >= 0].to_numpy(), reason or why
+            folds.append((y, score, pred, group))
+        train = float(units["n_train"].mean()) if len(units) else np.nan
+        return cls(folds, (train, float(np.mean([len(f[0]) for f in folds])) if folds else np.nan), reason)
+
+    @cached_property
+    def groups(self) -> np.ndarray:
+        """Codes of all groups, sorted."""
+        return np.unique(np.concatenate([g for *_, g in self.folds])) if self.folds else np.empty(0, int)
+
+    def values(self, metrics: Sequence[Metric], weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Return ``(b, folds)`` values per metric under group weights ``(b, groups)``."""
+        weights = np.ones((1, len(self.groups))) if weights is None else weights
+        columns: dict[str, list[np.ndarray]] = {m.name: [] for m in metrics}
+        for y, score, pred, group in self.folds:
+            here, codes = np.unique(group, return_inverse=True)
+            w = weights[:, np.searchsorted(self.groups, here)]
+            if len(here) == 1:
+                # One group: any weight but zero gives the same value.
+                one = resampled(y, score, pred, codes, metrics, np.ones((1, 1)))
+                values = {name: np.where(w[:, 0] > 0, v[0], np.nan) for name, v in one.items()}
+            else:
+                values = resampled(y, score, pred, codes, metrics, w)
+            for name, v in values.items():
+                columns[name].append(v)
+        return {name: np.stack(v, axis=1) for name, v in columns.items()}
+
+
+def fold_mean(values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Mean over the folds in which the metric is defined, optionally weighted, ``(b, folds)`` to ``(b,)``."""
+    w = np.isfinite(values).astype(float) * (1 if weights is None else weights)
+    total = w.sum(axis=1)
+    summed = (np.nan_to_num(values) * w).sum(axis=1)
+    return np.divide(summed, total, out=np.full(len(values), np.nan), where=total > 0)
+
+
+def _slices(result: BenchmarkResult) -> dict[int, tuple[np.ndarray, ...]]:
+    """Predictions of each unit, found once per result."""
+    cached = result.__dict__.get("_slices")
+    if cached is None:
+        p = result.predictions
+        unit = p["unit"].to_numpy()
+        starts = np.flatnonzero(np.r_[True, unit[1:] != unit[:-1]]) if len(unit) else np.empty(0, int)
+        columns = [p[k].to_numpy() for k in ("row", "y", "score", "pred")]
+        ends = np.r_[starts[1:], len(unit)]
+        cached = {int(unit[a]): tuple(c[a:b] for c in columns) for a, b in zip(starts, ends, strict=True)}
+        result.__dict__["_slices"] = cached
+    return cached
+
+
+def _units(result: BenchmarkResult) -> pd.DataFrame:
+    return result.units[result.units["setting"] != "probe"]
+
+
+def _resampled_means(predictions: Predictions, metrics: Sequence[Metric], weights: np.ndarray, cross: bool) -> dict[str, np.ndarray]:
+    """Means over folds in every resample; a left-out study that is drawn twice counts twice."""
+    if cross:
+        fixed = predictions.values(metrics)
+        return {n: fold_mean(np.repeat(v, len(weights), axis=0), weights) for n, v in fixed.items()}
+    return {n: fold_mean(v) for n, v in predictions.values(metrics, weights).items()}
+
+
+def summarise(
+    result: BenchmarkResult, names: Sequence[str], level: str, n_resamples: int, confidence: float, rng: np.random.Generator
+) -> pd.DataFrame:
+    """Mean over folds and interval per contender, category and metric; see ``BenchmarkResult.summary``."""
+    cells, metrics = result.as_cells(), [result._metric(n) for n in names]
+    table = result.table[(result.table["level"] == level) & (result.table["setting"] != "probe")]
+    reasons = result.table[result.table["setting"] != "probe"].drop_duplicates([*PLACE, "metric"]).set_index([*PLACE, "metric"])
+    places = result.table[result.table["setting"] != "probe"][PLACE].drop_duplicates()
+    units = dict(tuple(_units(result).groupby(PLACE, sort=False)))
+    weights: dict[tuple[str, ...], np.ndarray] = {}
+    seed = int(rng.integers(2**31))
+    records: list[dict[str, Any]] = []
+    for place in places.itertuples(index=False):
+        where = dict(zip(PLACE, place, strict=True))
+        mine = units.get(tuple(place))
+        notes = {n: reasons.loc[(*place, n)] for n in names if (*place, n) in reasons.index}
+        if mine is None:
+            empty = {"value": np.nan, "ci_low": np.nan, "ci_high": np.nan, "sd_folds": np.nan, "n_folds": 0, "n_undefined": 0, "n_groups": 0}
+            records += [where | {"metric": n} | empty | {"reason": r["reason"], "note": r["note"]} for n, r in notes.items()]
+            continue
+        predictions = Predictions.collect(result, cells, mine, level)
+        cross = where["setting"] == "cross"
+        category = tuple(where[k] for k in CATEGORY)
+        n_groups = len(predictions.groups)
+        if category not in weights or weights[category].shape[1] != n_groups:
+            # The same resamples for every model, whatever order they come in.
+            weights[category] = bootstrap_weights(n_groups, n_resamples, np.random.default_rng([seed, n_groups]))
+        fixed = predictions.values(metrics)
+        drawn = _resampled_means(predictions, metrics, weights[category], cross)
+        for metric in metrics:
+            folds = fixed[metric.name][0]
+            ok = np.isfinite(folds)
+            if predictions.reason:
+                ok[:] = False
+            value = float(folds[ok].mean()) if ok.any() else np.nan
+            ci = interval(value, drawn[metric.name], n_groups=n_groups, level=confidence)
+            why = predictions.reason or (ci.reason if ok.any() else _first_reason(table, where, metric.name))
+            records.append(
+                where
+                | {"metric": metric.name, "value": value, "ci_low": ci.low, "ci_high": ci.high}
+                | {"sd_folds": float(folds[ok].std(ddof=1)) if ok.sum() > 1 else np.nan}
+                | {"n_folds": len(folds), "n_undefined": int((~ok).sum()), "n_groups": n_groups}
+                | {"reason": why, "note": notes[metric.name]["note"] if metric.name in notes else ""}
+            )
+    out = pd.DataFrame(records)
+    floor = out[out["model"] == "all_sensitive"].set_index([*CATEGORY, "metric"])["value"]
+    out["floor"] = [floor.get(k, np.nan) for k in zip(*(out[c] for c in (*CATEGORY, "metric")), strict=True)]
+    return out
+
+
+def _first_reason(table: pd.DataFrame, where: dict[str, str], metric: str) -> str:
+    mask = table["metric"] == metric
+    for key, value in where.items():
+        mask &= table[key] == value
+    found = table.loc[mask & (table["reason"] != ""), "reason"]
+    return str(found.iloc[0]) if len(found) else "undefined in every fold"
+
+
+def compare_predictions(
+    result: BenchmarkResult,
+    pair: Sequence[tuple[str, str, str]],
+    names: Sequence[str],
+    level: str,
+    n_resamples: int,
+    confidence: float,
+    rng: np.random.Generator,
+) -> pd.DataFrame:
+    """Paired differences of two contenders; see ``BenchmarkResult.compare``."""
+    cells, metrics = result.as_cells(), [result._metric(n) for n in names]
+    units = dict(tuple(_units(result).groupby([*CONTENDER, *CATEGORY], sort=False)))
+    records: list[dict[str, Any]] = []
+    for category in _units(result)[CATEGORY].drop_duplicates().itertuples(index=False):
+        both = [units.get((*who, *category)) for who in pair]
+        if both[0] is None or both[1] is None:
+            continue
+        folds = [f for f in both[0]["fold"] if f in set(both[1]["fold"])]
+        sides = [
+            Predictions.collect(result, cells, u.set_index("fold").loc[folds].reset_index(), level)  # type: ignore[union-attr]
+            for u in both
+        ]
+        cross, n_groups = category[0] == "cross", len(sides[0].groups)
+        weights = bootstrap_weights(max(n_groups, 1), n_resamples, np.random.default_rng([int(rng.integers(2**31)), n_groups]))
+        fixed = [side.values(metrics) for side in sides]
+        drawn = [_resampled_means(side, metrics, weights, cross) for side in sides]
+        for name in names:
+            a, b = (f[name][0] for f in fixed)
+            known = np.isfinite(a) & np.isfinite(b)
+            reason = sides[0].reason or sides[1].reason
+            if reason:
+                known[:] = False
+            difference = float((a - b)[known].mean()) if known.any() else np.nan
+            ci = interval(difference, drawn[0][name] - drawn[1][name], n_groups=n_groups, level=confidence)
+            t, p = corrected_t((a - b)[known], *sides[0].sizes)
+            records.append(
+                dict(zip(CATEGORY, category, strict=True))
+                | {"metric": name, "value_a": float(a[known].mean()) if known.any() else np.nan}
+                | {"value_b": float(b[known].mean()) if known.any() else np.nan, "difference": difference}
+                | {"ci_low": ci.low, "ci_high": ci.high, "t": t, "p": p, "n_folds": int(known.sum()), "n_groups": n_groups}
+                | {"reason": reason or ci.reason}
+            )
+    columns = [*CATEGORY, "metric", "value_a", "value_b", "difference", "ci_low", "ci_high", "t", "p", "n_folds", "n_groups", "reason"]
+    out = pd.DataFrame(records, columns=columns)
+    out.insert(out.columns.get_loc("p") + 1, "p_holm", holm(out["p"].to_numpy(dtype=float)))  # type: ignore[arg-type]
+    return out
