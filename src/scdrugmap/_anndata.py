@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -166,16 +166,9 @@ def counts(adata: AnnData, layer: str | None = None) -> Any:
     return adata.layers[layer]
 
 
-@overload
-def column(frame: pd.DataFrame, names: tuple[str, ...]) -> str | None: ...
-@overload
-def column(frame: pd.DataFrame, names: str) -> str | None: ...
-def column(frame: pd.DataFrame, names: tuple[str, ...] | str) -> str | None:
+def first_column(frame: pd.DataFrame, names: Iterable[str]) -> str | None:
     """Return the first of ``names`` that is a column of ``frame``."""
-    for name in (names,) if isinstance(names, str) else names:
-        if name in frame.columns:
-            return name
-    return None
+    return next((name for name in names if name in frame.columns), None)
 
 
 def obs_column(adata: AnnData, key: str, argument: str) -> pd.Series:
@@ -209,7 +202,7 @@ def gene_ids(adata: AnnData) -> Genes:
     >>> gene_ids(adata).ensembl.tolist()
     ['ENSG00000141510']
     """
-    symbol, ensembl = column(adata.var, SYMBOL_COLUMNS), column(adata.var, ENSEMBL_COLUMNS)
+    symbol, ensembl = first_column(adata.var, SYMBOL_COLUMNS), first_column(adata.var, ENSEMBL_COLUMNS)
     return Genes.from_names(
         adata.var_names,
         symbols=None if symbol is None else adata.var[symbol],

@@ -112,5 +112,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise InputError("spec", f"{file}: {error}", "a readable YAML file", "check the path and the syntax.") from None
     if not isinstance(values, dict):
-        raise InputError("spec", f"{file}: {type(values).__name__}", "a mapping of fields", "write 'field: value' lines.")
+        raise InputError(
+            "spec", f"{file}: {type(values).__name__}", "a mapping of fields", "write 'field: value' lines."
+        )
     return values

@@ -18,8 +18,8 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     checkpoint: str = "checkpoint"
     folder: str | None = None
-    rows: str | None = None
-    """Array of expected.npz that holds the rows of the input which the expected array covers."""
+    rows: str | slice | None = None
+    """Rows of the input which the expected array covers, or the array of expected.npz that holds them."""
 
     @property
     def id(self) -> str:
@@ -28,8 +28,32 @@ class Case:
 
 CASES: list[Case] = [
     # tGPT
+    Case("tGPT", "cell_embedding_official", 1e-5, {"recipe": "official"}),
+    Case("tGPT", "cell_embedding_official_len128", 1e-5, {"recipe": "official", "max_length": 128}),
+    Case("tGPT", "cell_embedding_official_no_token_type", 1e-5, {"recipe": "official", "token_type": False}),
+    Case("tGPT", "cell_embedding_official_keep_unk", 1e-5, {"recipe": "official", "unknown": "keep"}),
+    Case("tGPT", "cell_embedding", 1e-5, {"recipe": "scdrugmap"}),
+    Case("tGPT", "cell_embedding_len128", 1e-5, {"recipe": "scdrugmap", "max_length": 128}),
     # Geneformer
+    Case("Geneformer", "cell_embedding", 1e-5),
+    Case("Geneformer", "cell_embedding_official", 1e-5, {"recipe": "official"}),
+    Case("Geneformer", "cell_embedding_unmasked_padded", 1e-5, {"recipe": "scdrugmap"}),
+    Case("Geneformer", "cell_embedding", 1e-5, folder="geneformer/v2"),
+    Case("Geneformer", "cell_embedding_official", 1e-5, {"recipe": "official"}, folder="geneformer/v2"),
+    Case("Geneformer", "cell_embedding_unmasked_padded", 1e-5, {"recipe": "scdrugmap"}, folder="geneformer/v2"),
+    Case(
+        "Geneformer",
+        "cell_embedding_meanpool_second_last",
+        1e-5,
+        {"recipe": "official", "emb_mode": "cell"},
+        folder="geneformer/v2",
+    ),
+    Case("Geneformer", "cell_embedding_cls_last", 1e-5, {"emb_mode": "cls"}, folder="geneformer/v2"),
     # Llama-3-8B
+    Case("Llama-3-8B", "cell_embedding", 5e-5, {"recipe": "official"}, folder="llama"),
+    Case("Llama-3-8B", "cell_embedding_no_bos", 5e-5, {"recipe": "official", "pooling": "mean_no_bos"}, folder="llama"),
+    Case("Llama-3-8B", "cell_embedding_last_token", 5e-5, {"recipe": "official", "pooling": "last"}, folder="llama"),
+    Case("Llama-3-8B", "code_cell_embedding", 5e-5, {"recipe": "scdrugmap"}, folder="llama", rows=slice(4)),
     # scGPT
     # UCE
     # scBERT

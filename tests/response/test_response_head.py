@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -33,7 +35,7 @@ def reference(X, y, head: MLPHead, seed: int):
     rng = np.random.default_rng(seed)
     sizes = [X.shape[1], *head.hidden, 1]
     layers = []
-    for i, o in zip(sizes[:-1], sizes[1:], strict=True):
+    for i, o in itertools.pairwise(sizes):
         flat = rng.uniform(-1, 1, (i + 1) * o) / np.sqrt(i)
         layer = torch.nn.Linear(i, o)
         layer.weight.data = torch.tensor(flat[: i * o].reshape(i, o).T.copy(), dtype=torch.float32)
@@ -140,12 +142,12 @@ def test_state_round_trip_is_exact():
 
 def test_seeds_decide_everything():
     X, y, _ = cells()
-    state = np.random.get_state()[1].copy()
+    state = np.random.get_state()[1].copy()  # noqa: NPY002
     torch_state = torch.random.get_rng_state()
     a, b, c = (MLPHead((8,), random_state=s).fit(X, y).predict_proba(X) for s in (1, 1, 2))
     np.testing.assert_array_equal(a, b)
     assert np.abs(a - c).max() > 1e-4
-    np.testing.assert_array_equal(state, np.random.get_state()[1])
+    np.testing.assert_array_equal(state, np.random.get_state()[1])  # noqa: NPY002
     assert torch.equal(torch_state, torch.random.get_rng_state())
 
 

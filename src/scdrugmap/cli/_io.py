@@ -24,7 +24,10 @@ def read_cells(path: Path) -> Any:
             return anndata.read_h5ad(path)
     except Exception as error:
         raise InputError(
-            "input", f"{path}: {type(error).__name__}: {error}", "a readable file", "write it again with adata.write_h5ad."
+            "input",
+            f"{path}: {type(error).__name__}: {error}",
+            "a readable file",
+            "write it again with adata.write_h5ad.",
         ) from error
     raise InputError("input", str(path), "a .h5ad or .h5mu file", "convert it with scanpy first.")
 
@@ -39,7 +42,9 @@ def check_writable(path: Path, *suffixes: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError("output", str(path), "a place that can be written", f"choose another folder ({error}).") from None
+        raise InputError(
+            "output", str(path), "a place that can be written", f"choose another folder ({error})."
+        ) from None
     if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise InputError("output", str(path), "a place that can be written", "choose another folder.")
 

@@ -287,7 +287,7 @@ def _download(entry: Entry, spec: FileSpec, url: str, plain: bool, progress: Pro
     except ValueError as error:
         raise IntegrityError(f"{address}: the file is not the one that was registered ({error}).") from error
     except OSError as error:
-        if isinstance(error, DownloadError):
+        if isinstance(error, ScDrugMapError):
             raise
         raise DownloadError(f"{address}: {type(error).__name__}: {error}") from error
     digest = provided or (transfer.provider_sha256 if plain else None)

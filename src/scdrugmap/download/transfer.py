@@ -111,6 +111,7 @@ class Transfer:
     def fetch(self, url: str) -> Path:
         """Fetch ``url`` into ``part``, in as many tries as it takes, and return it."""
         import requests
+        import urllib3
 
         self.part.parent.mkdir(parents=True, exist_ok=True)
         fruitless, best, reason = 0, self._have(url), ""
@@ -122,7 +123,12 @@ class Transfer:
                     return self.part
                 except _Retry as error:
                     reason, wait = str(error), error.wait
-                except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+                except (
+                    requests.ConnectionError,
+                    requests.Timeout,
+                    requests.exceptions.ChunkedEncodingError,
+                    urllib3.exceptions.HTTPError,
+                ) as error:
                     reason = f"{type(error).__name__}: {error}"
                 except requests.RequestException as error:
                     raise DownloadError(f"{url}: {type(error).__name__}: {error}") from error
@@ -229,7 +235,7 @@ class Transfer:
             bar.reset()
             bar.total = total or self.size
             bar.update(start)
-            for chunk in answer.iter_content(CHUNK):
+            for chunk in _chunks(answer):
                 if out.tell() == 0 and not self.html and _looks_like_html(chunk):
                     raise _web_page(url)
                 out.write(chunk)
@@ -274,6 +280,15 @@ def _bar(progress: Progress, total: int | None, url: str) -> Iterator[Any]:
             yield bar
     else:
         yield progress
+
+
+def _chunks(answer: requests.Response) -> Iterator[bytes]:
+    """Yield the body as it comes in; nothing is held back that a broken connection could lose."""
+    if _encoded(answer) or not hasattr(answer.raw, "read1"):
+        yield from answer.iter_content(CHUNK)
+    else:
+        while chunk := answer.raw.read1(CHUNK, decode_content=False):
+            yield chunk
 
 
 def _range_start(answer: requests.Response) -> int:

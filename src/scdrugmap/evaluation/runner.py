@@ -119,8 +119,8 @@ def _tasks(contender: Contender, partition: Partition, content: tuple[str, ...])
             for i in chosen
         )  # fmt: skip
 
-    if contender.kind == "fitted":
-        # The representation is the dear part: one task per fold serves all heads.
+    if contender.kind in ("fitted", "custom"):
+        # Fitting is the dear part: one task per fold, which serves all heads.
         for i in folds:
             yield Task(contender, contender.heads, partition, (i,), units(contender.heads, (i,)))
     else:

@@ -5,7 +5,6 @@ import lazy_loader as _lazy
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
-        "table": ["packaged_table"],
         "identifiers": [
             "Genes",
             "Recognition",
@@ -16,5 +15,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
             "strip_genome",
             "strip_version",
         ],
+        "mapping": ["Coverage", "Resolution", "coverage", "duplicates", "resolve_genes", "sum_columns"],
+        "table": ["GeneTable", "packaged_table", "read_table"],
     },
 )

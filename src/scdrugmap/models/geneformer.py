@@ -124,12 +124,12 @@ class Geneformer(NetworkModel):
         n_parameters=10_196_992,
         lora_targets=("q_proj", "k_proj", "v_proj"),
         checkpoints=(
-            "geneformer/v1-10m",
-            "geneformer/v1-12l-30m",
-            "geneformer/v1-10m-cardiomyopathies",
-            "geneformer/v2-104m",
-            "geneformer/v2-104m-clcancer",
-            "geneformer/v2-316m",
+            "geneformer-v1-10m",
+            "geneformer-v1-12l",
+            "geneformer-v1-cardiomyopathies",
+            "geneformer-v2-104m",
+            "geneformer-v2-104m-clcancer",
+            "geneformer-v2-316m",
         ),
         weights_licence="Apache-2.0",
         commercial=True,
@@ -154,7 +154,8 @@ class Geneformer(NetworkModel):
             raise InputError("emb_mode", "cls", "a V2 checkpoint, whose cells begin with <cls>", "use emb_mode='cell'.")
         tokens = dictionaries.tokens
         self.pad = tokens["<pad>"]
-        self.begin, self.end = (tokens["<cls>"], tokens["<eos>"]) if special else (None, None)
+        self.begin: int | None = tokens["<cls>"] if special else None
+        self.end: int | None = tokens["<eos>"] if special else None
         self._vocabulary = dictionaries.vocabulary()
         self.medians = np.ones(config["vocab_size"])
         genes = [(i, dictionaries.medians[g]) for g, i in tokens.items() if not g.startswith("<")]
@@ -242,9 +243,7 @@ class Geneformer(NetworkModel):
         return model
 
     @classmethod
-    def random(
-        cls, genes: Genes, *, size: Literal["tiny", "official"] = "tiny", rng: int = 0, **options: Any
-    ) -> Self:
+    def random(cls, genes: Genes, *, size: Literal["tiny", "official"] = "tiny", rng: int = 0, **options: Any) -> Self:
         """Build Geneformer V1 with random weights and medians and a vocabulary of these genes."""
         config: dict[str, Any] = _CONSTANT | (_OFFICIAL if size == "official" else _TINY)
         ids = sorted({*map(str, genes.ensembl)} - {""})
@@ -290,9 +289,7 @@ class GeneformerNetwork(nn.Module):
         self.segment = nn.Parameter(torch.zeros(dim))
         self.norm = nn.LayerNorm(dim, eps=eps)
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(
-            PostNormBlock(dim, heads, hidden, eps=eps, dropout=dropout) for _ in range(layers)
-        )
+        self.blocks = nn.ModuleList(PostNormBlock(dim, heads, hidden, eps=eps, dropout=dropout) for _ in range(layers))
         self.cls = cls
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:

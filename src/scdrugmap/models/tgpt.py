@@ -74,7 +74,7 @@ class TGPT(NetworkModel):
         kind="network",
         architecture="GPT-2 decoder, 8 layers, over the 62 most expressed genes",
         year=2022,
-        citation="Shen et al. 2022, Generative pretraining from large-scale transcriptomes, bioRxiv 2022.01.31.478596",
+        citation="Shen et al. 2023, Generative pretraining from large-scale transcriptomes, iScience; bioRxiv 2022.01.31.478596",
         aliases=("transcriptome-gpt",),
         gene_id="symbol",
         needs_counts=False,
@@ -134,7 +134,8 @@ class TGPT(NetworkModel):
 
     def gene_names(self, genes: Genes) -> np.ndarray:
         """Return symbols as the tokenizer writes them, with ``_`` for ``-`` and ``.``."""
-        return np.char.translate(super().gene_names(genes).astype(str), str.maketrans("-.", "__"))
+        names = np.char.replace(super().gene_names(genes).astype(str), "-", "_")
+        return np.char.replace(names, ".", "_")
 
     def align(self, genes: Genes) -> Alignment:
         """Match symbols to words; unknown symbols get ids above the vocabulary where they are kept."""
@@ -195,17 +196,13 @@ class TGPT(NetworkModel):
                 "use the tokenizer.json that came with these weights.",
             )
         model = cls(config, words, **options)
-        load_strict(
-            model.network, _renamed(load_tensors(weights_file)), ignore=_IGNORED, source=weights_file.name
-        )
+        load_strict(model.network, _renamed(load_tensors(weights_file)), ignore=_IGNORED, source=weights_file.name)
         model.network.eval()
         model.digests = digests(settings_file, words_file, weights_file)
         return model
 
     @classmethod
-    def random(
-        cls, genes: Genes, *, size: Literal["tiny", "official"] = "tiny", rng: int = 0, **options: Any
-    ) -> Self:
+    def random(cls, genes: Genes, *, size: Literal["tiny", "official"] = "tiny", rng: int = 0, **options: Any) -> Self:
         """Build tGPT with random weights and a vocabulary of these genes."""
         config = dict(_OFFICIAL if size == "official" else _TINY)
         symbols = {re.sub("[-.]", "_", str(s)) for s in genes.symbols} - {""}

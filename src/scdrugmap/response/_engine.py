@@ -7,6 +7,7 @@ one fused AdamW call per head and step updates it, and a head that has fewer bat
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -60,7 +61,7 @@ class HeadResult:
 def layer_shapes(n_features: int, hidden: Sequence[int]) -> list[tuple[int, int]]:
     """Return (inputs, outputs) of every layer; the last has the one logit."""
     sizes = [n_features, *hidden, 1]
-    return list(zip(sizes[:-1], sizes[1:], strict=True))
+    return list(itertools.pairwise(sizes))
 
 
 def train_heads(

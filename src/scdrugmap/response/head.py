@@ -17,7 +17,7 @@ from scdrugmap._errors import InputError
 ClassWeight = Literal["balanced"] | dict[Any, float] | None
 
 
-class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class MLPHead(ClassifierMixin, BaseEstimator):
     """Two hidden ReLU layers on an embedding, trained by binary cross-entropy with AdamW.
 
     The defaults are those of the published protocol: 512 and 512 hidden units, learning rate 1e-4, 10 epochs,
@@ -218,7 +218,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         state: dict[str, np.ndarray] = {}
         for i, (w, b) in enumerate(zip(self.coefs_, self.intercepts_, strict=True)):
             state[f"layers.{i}.weight"], state[f"layers.{i}.bias"] = w, b
-        if self.mean_ is not None:
+        if self.mean_ is not None and self.scale_ is not None:
             state["scaler.mean"], state["scaler.scale"] = self.mean_, self.scale_
         return state
 

@@ -1,0 +1,371 @@
+"""``sd.tl.benchmark``: the shell over the evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scdrugmap import __version__, _anndata
+from scdrugmap._errors import InputError, InputTypeError, ScDrugMapWarning, UnknownNameError
+from scdrugmap._keys import KEYS
+from scdrugmap.evaluation import inputs
+from scdrugmap.evaluation.cells import SAME_SAMPLE, study_card
+from scdrugmap.evaluation.contenders import Contender, Head, array_contender
+from scdrugmap.evaluation.grid import make_partitions, run_grid, splits_of
+from scdrugmap.evaluation.metrics import Metrics, resolve_metrics
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from mudata import MuData
+
+    from scdrugmap.evaluation.result import BenchmarkResult
+
+STRATEGIES = ("frozen", "lora", "prompt")
+#: What a preset changes, where the caller left the default.
+PRESETS: dict[str, dict[str, Any]] = {
+    "published": {
+        "split": "cell",
+        "duplicates": "ignore",
+        "group_context": "mark",
+        "metrics": ("f1", "auroc", "accuracy", "precision", "recall"),
+    },
+    "strict": {"levels": ("cell", "sample", "patient"), "baselines": inputs.BASELINES},
+}
+_DEFAULTS: dict[str, Any] = {
+    "split": "auto", "duplicates": "merge", "group_context": "refuse", "metrics": None,
+    "levels": ("cell", "sample"), "baselines": None,
+}  # fmt: skip
+
+
+def benchmark(
+    adata: AnnData | MuData,
+    *,
+    models: Any,
+    strategy: str | Sequence[str] = "frozen",
+    setting: str | Sequence[str] = "pooled",
+    by: str | Sequence[str | None] | None = None,
+    label_key: str = KEYS.response,
+    study_key: str = KEYS.study,
+    sample_key: str = KEYS.sample,
+    patient_key: str = KEYS.patient,
+    split: str | Sequence[str] = "auto",
+    n_folds: int = 10,
+    test_size: float | None = None,
+    metrics: Metrics = None,
+    levels: Sequence[str] = ("cell", "sample"),
+    head: Any = "mlp",
+    head_options: Mapping[str, Any] | None = None,
+    baselines: Iterable[str] | None = None,
+    preset: str | None = None,
+    duplicates: str = "merge",
+    group_context: str = "refuse",
+    layer: str | None = None,
+    embed_options: Mapping[str, Mapping[str, Any]] | None = None,
+    store: str | Path | None = None,
+    n_jobs: int | None = None,
+    rng: int | np.random.Generator | None = None,
+    mod: str = "rna",
+    progress: bool | None = None,
+) -> BenchmarkResult:
+    """Compare models as predictors of drug response, on folds that do not leak.
+
+    Labels are given per sample, so by default whole samples (``setting="pooled"``) or whole studies (``"cross"``) stand on
+    one side of a split, copies of a cell stay together, and everything that is fitted sees training cells only. Trivial
+    baselines stand in every table.
+
+    Parameters
+    ----------
+    adata
+        Cells with labels; not changed. Unlabelled cells take no part.
+    models
+        A name (``sd.models.list()``), a key of ``obsm``, a ``cells x features`` array, or a list of them; or a mapping from
+        a name of your choice to any of those or to a function ``(train rows, test rows, seed) -> P(sensitive)``.
+    strategy
+        ``"frozen"`` (a head on the embedding), ``"lora"``, ``"prompt"``, or several. Arrays are always frozen.
+    setting
+        ``"pooled"`` (k folds inside each category), ``"cross"`` (train on all other studies of the category, test on
+        the left-out one), or both.
+    by
+        Column of ``obs`` whose values are the categories, or a list of columns (``None`` in it: all cells together).
+    label_key, study_key, sample_key, patient_key
+        Columns of ``obs``. Labels are ``"sensitive"``/``"resistant"``, 0/1 or booleans. Samples (and patients) of different
+        studies are different, whatever their names.
+    split
+        What stays whole: ``"sample"``, ``"study"``, ``"patient"`` or any column; with ``setting="cross"`` what is left out one by
+        one. ``"cell"`` divides cells at random as the published protocol does: cells of one sample then stand on both
+        sides, and every table says so. ``"auto"``: samples when pooled, studies across. A list asks for several.
+    n_folds
+        Folds when pooled; fewer where a class has fewer samples, for both sides need both classes.
+    test_size
+        With ``split="cell"``: one division with this share of test cells instead of folds.
+    metrics
+        ``None`` for all, names, or a mapping of names to ``(y, score, pred) -> float``; see
+        :data:`scdrugmap.evaluation.metrics.METRICS`.
+    levels
+        ``"cell"``, and ``"sample"`` and ``"patient"`` for metrics of the mean score per sample or patient.
+    head
+        ``"mlp"``, ``"logistic"``, a scikit-learn classifier, or a list of them.
+    head_options
+        Parameters of the head.
+    baselines
+        ``None`` for all that the data allow: ``all_sensitive`` (its F1 is 2p/(1+p)), ``majority``, ``random`` (in the training
+        proportion), ``depth`` (number of counts and genes), ``hvg``, ``pca``, ``scvi`` (each with logistic regression), and
+        ``sample_probe`` (how well does each representation recognise the sample?). An empty list for none.
+    preset
+        ``"published"``: random cells, copies not looked for, the published head and metrics. ``"strict"``: all baselines
+        and levels; what cannot be had is an error. Arguments that you pass win.
+    duplicates
+        ``"merge"``: samples or studies that share copies of a cell stay together. ``"ignore"``: do not look for copies.
+    group_context
+        For embeddings in which cells see each other across a split: ``"refuse"`` or ``"mark"`` every row.
+    layer
+        Layer of the raw counts; ``X`` if ``None``.
+    embed_options
+        Per model name, arguments of :func:`scdrugmap.tl.embed` (``checkpoint``, ``recipe`` ...).
+    store
+        Folder of a run store. Every finished unit (one fold of one model) is kept; a call that was killed goes on there.
+    n_jobs
+        Processes; ``None`` takes ``joblib.parallel_config`` (also its ``"dask"`` backend) or ``sd.settings.n_jobs``.
+    rng
+        Seed of folds and heads; ``sd.settings.seed`` if ``None``.
+    mod
+        Modality of a MuData.
+    progress
+        Show a progress bar; by default on a terminal.
+
+    Returns
+    -------
+    BenchmarkResult
+        Table, intervals, comparisons, report. A category that cannot be evaluated is a row with the reason.
+
+    Raises
+    ------
+    MissingKeyError, UnknownNameError, InputError
+        On arguments that cannot be used, before anything is trained.
+
+    Examples
+    --------
+    >>> import numpy as np, anndata as ad, scdrugmap as sd
+    >>> rng = np.random.default_rng(0)
+    >>> adata = ad.AnnData(rng.poisson(1, (80, 30)).astype("float32"))
+    >>> adata.obs["sample"] = np.repeat([f"s{i}" for i in range(8)], 10)
+    >>> adata.obs["response"] = np.repeat(["resistant", "sensitive"] * 4, 10)
+    >>> adata.obsm["X_mine"] = rng.normal(size=(80, 4))
+    >>> result = sd.tl.benchmark(adata, models="X_mine", n_folds=4, baselines=["all_sensitive"])
+    >>> result.table.query("model == 'all_sensitive' and metric == 'f1'")["value"].round(3).unique().tolist()
+    [0.667]
+    """
+    start = time.perf_counter()
+    data = _anndata.resolve(adata, mod=mod)
+    given = {
+        "split": split, "duplicates": duplicates, "group_context": group_context, "metrics": metrics,
+        "levels": levels, "baselines": baselines,
+    }  # fmt: skip
+    args = _with_preset(preset, given)
+    settings, splits = _names(setting), _names(args["split"])
+    pairs = splits_of(settings, splits)
+    columns: list[str | None] = [by] if by is None or isinstance(by, str) else list(by)
+    records = resolve_metrics(args["metrics"])
+    seed = inputs.seed_of(rng)
+    kinds = {s for _, s in pairs}
+    need = [k for k in ("sample", "study", "patient") if k in kinds]
+    others = [s for s in kinds if s not in ("cell", "sample", "study", "patient")]
+    cells = inputs.read_cells(
+        data, label_key=label_key, study_key=study_key, sample_key=sample_key, patient_key=patient_key,
+        columns=list(dict.fromkeys([*(c for c in columns if c is not None), *others])), need=need,
+        duplicates=args["duplicates"], layer=layer,
+    )  # fmt: skip
+    _warn_unlabelled(cells.y, label_key)
+    partitions = make_partitions(cells, pairs, columns, n_folds=n_folds, test_size=test_size, seed=seed)
+    heads = [Head(h, dict(head_options or {})) for h in (head if isinstance(head, list | tuple) else [head])]
+    _check_heads(heads)
+    trivial, counts, probe = inputs.baseline_contenders(args["baselines"], data, layer)
+    asked = _Asked(data, heads, _strategies(strategy), layer, embed_options or {}, label_key, sample_key, seed, store)
+    contenders, counts = asked.contenders(models, counts)
+    contenders = [
+        inputs.guard_context(c, inputs.group_column(c, data), partitions, args["group_context"]) for c in contenders
+    ]
+    info = {
+        "scdrugmap": __version__, "preset": preset or "", "settings": settings, "splits": sorted(kinds),
+        "by": columns, "n_folds": int(n_folds), "test_size": test_size, "duplicates": args["duplicates"],
+        "n_copies": _copies(cells.duplicates), "n_cells": int(data.n_obs), "n_labelled": int((cells.y >= 0).sum()),
+        "studies": study_card(cells).to_dict("records"),
+        "warnings": [SAME_SAMPLE] if "cell" in kinds else [], "seconds_embedding": time.perf_counter() - start,
+    }  # fmt: skip
+    return run_grid(
+        cells, [*contenders, *trivial], partitions, by=columns, metrics=records, levels=args["levels"], counts=counts,
+        probe=probe, store=store, seed=seed, n_jobs=n_jobs, info=info, show_progress=progress,
+    )  # fmt: skip
+
+
+class _Asked:
+    """The models that the caller asked for, turned into contenders."""
+
+    def __init__(
+        self,
+        adata: AnnData,
+        heads: Sequence[Head],
+        strategies: Sequence[str],
+        layer: str | None,
+        options: Mapping[str, Mapping[str, Any]],
+        label_key: str,
+        sample_key: str,
+        seed: int,
+        store: str | Path | None,
+    ) -> None:
+        self.adata, self.heads, self.strategies, self.layer = adata, heads, strategies, layer
+        self.options, self.label_key, self.sample_key, self.seed, self.store = options, label_key, sample_key, seed, store
+
+    def contenders(self, models: Any, counts: inputs.Counted | None) -> tuple[list[Contender], inputs.Counted | None]:
+        """One contender per model and strategy, and the counts if any of them is fitted per fold."""
+        out: list[Contender] = []
+        for name, what in _listed(models).items():
+            if callable(what) and not isinstance(what, str):
+                out.append(_custom(name, "custom", what, repr(what)))
+            elif isinstance(what, str):
+                found, counts = self._by_name(name, what, counts)
+                out += found
+            else:
+                out.append(array_contender(name, what, self.heads, n=self.adata.n_obs))
+        return out, counts
+
+    def _by_name(self, name: str, what: str, counts: inputs.Counted | None) -> tuple[list[Contender], inputs.Counted | None]:
+        from scdrugmap.models import registry
+
+        if what in self.adata.obsm:
+            return [inputs.obsm_contender(self.adata, what, name, self.heads)], counts
+        try:
+            card = registry.get(what).card
+        except UnknownNameError:
+            raise UnknownNameError(
+                "models", what, [*self.adata.obsm, *registry.keys()], "a model, a key of obsm, or an array."
+            ) from None
+        options = dict(self.options.get(what, self.options.get(name, {})))
+        if card.kind == "fitted":
+            if counts is None:
+                counts, why = inputs.read_counts(self.adata, self.layer)
+                if counts is None:
+                    raise InputError("models", what, "raw counts in X or a layer", f"pass layer= or another model. {why}")
+            return [inputs.fitted_contender(card.key, counts, self.heads, options=options)], counts
+        strategies = ["prompt"] if card.kind == "prompt" else [s for s in self.strategies if s != "prompt"] or ["frozen"]
+        out = []
+        for strategy in strategies:
+            if strategy == "frozen":
+                out.append(self._embedded(name, what, options))
+            else:
+                out.append(_custom(name, strategy, self._end_to_end(what, strategy, options), repr((what, options))))
+        return out, counts
+
+    def _embedded(self, name: str, model: str, options: dict[str, Any]) -> Contender:
+        """Embed all cells once; groups are samples, so that no cell sees another sample."""
+        import anndata as ad
+
+        from scdrugmap.tl._embed import embed
+
+        X = _anndata.counts(self.adata, self.layer)
+        light = ad.AnnData(X=X, obs=self.adata.obs, var=self.adata.var)
+        options = {"groups": self.sample_key if self.sample_key in self.adata.obs else None, "rng": self.seed} | options
+        if self.store is not None:
+            options.setdefault("store", Path(self.store) / "embeddings")
+        embed(light, model, key_added="benchmark", **options)
+        light.obsm["X_benchmark"] = np.asarray(light.obsm["X_benchmark"])
+        contender = inputs.obsm_contender(light, "X_benchmark", name, self.heads)
+        contender.manifest.pop("obsm", None)  # type: ignore[attr-defined]
+        return contender
+
+    def _end_to_end(self, model: str, strategy: str, options: dict[str, Any]) -> Callable[..., np.ndarray]:
+        """Train on the training cells, predict test cells from which the label was removed."""
+        adata, label_key, sample_key = self.adata, self.label_key, self.sample_key
+
+        def predict(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
+            from scdrugmap import tl
+
+            reference, query = adata[train].copy(), adata[test].copy()
+            del query.obs[label_key]
+            if strategy == "lora":
+                groups = sample_key if sample_key in reference.obs else None
+                predictor = tl.train(
+                    reference, model=model, strategy="lora", label_key=label_key, groups=groups, rng=seed, **options
+                )
+                tl.predict_response(query, predictor)
+            else:
+                tl.predict_response(query, model=model, strategy="prompt", reference=reference, rng=seed, **options)
+            return query.obs["response" + KEYS.score].to_numpy(dtype=float)
+
+        return predict
+
+
+def _custom(name: str, strategy: str, predict: Callable[..., np.ndarray], what: str) -> Contender:
+    if strategy == "custom":
+        what = getattr(predict, "__qualname__", type(predict).__name__)
+    digest = hashlib.sha256(f"{strategy}:{what}".encode()).hexdigest()
+    return Contender(name, strategy, "custom", digest, predict=predict)
+
+
+def _listed(models: Any) -> dict[str, Any]:
+    """Give every model a name."""
+    if isinstance(models, str):
+        return {models: models}
+    if isinstance(models, Mapping):
+        return {str(k): v for k, v in models.items()}
+    if hasattr(models, "shape") or hasattr(models, "to_numpy"):
+        return {"array": models}
+    if not isinstance(models, Iterable):
+        raise InputTypeError("models", repr(models), "names, obsm keys, arrays or a mapping", "pass models=['pca'].")
+    out: dict[str, Any] = {}
+    for i, model in enumerate(models):
+        name = model if isinstance(model, str) else f"array_{i}"
+        if name in out:
+            raise InputError("models", f"{name!r} twice", "each model once", "use a mapping to name variants.")
+        out[name] = model
+    return out
+
+
+def _names(value: str | Sequence[str]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _strategies(strategy: str | Sequence[str]) -> list[str]:
+    names = _names(strategy)
+    for name in names:
+        if name not in STRATEGIES:
+            raise UnknownNameError("strategy", name, STRATEGIES)
+    return names
+
+
+def _check_heads(heads: Sequence[Head]) -> None:
+    from scdrugmap.response import make_head
+
+    for head in heads:
+        make_head(head.spec, random_state=0, **head.options)
+
+
+def _with_preset(preset: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    if preset is None:
+        return given
+    if preset not in PRESETS:
+        raise UnknownNameError("preset", preset, PRESETS)
+    changes = PRESETS[preset]
+    return {k: changes.get(k, v) if _same(v, _DEFAULTS[k]) else v for k, v in given.items()}
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b or (type(a) is type(b) and isinstance(a, str | tuple) and a == b)
+
+
+def _warn_unlabelled(y: np.ndarray, label_key: str) -> None:
+    missing = int((y < 0).sum())
+    if missing == len(y):
+        raise InputError("label_key", f"no label in obs[{label_key!r}]", "labelled cells", "pass another column.")
+    if missing:
+        warnings.warn(f"{missing} of {len(y)} cells have no label and take no part", ScDrugMapWarning, stacklevel=3)
+
+
+def _copies(duplicates: np.ndarray | None) -> int | None:
+    return None if duplicates is None else int(len(duplicates) - len(np.unique(duplicates)))
