@@ -34,6 +34,7 @@ class Keys:
     # uns
     genes: str = "scdrugmap_genes"
     concat: str = "scdrugmap_concat"
+    labels: str = "scdrugmap_labels"
     provenance: str = "provenance"
 
     @staticmethod

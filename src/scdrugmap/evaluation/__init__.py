@@ -1,0 +1,26 @@
+"""Evaluation: splits that do not leak, metrics, intervals and tests, the resumable grid, the result."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach(
+    __name__,
+    submod_attrs={
+        "cells": ["Cells", "data_card", "encode_labels", "make_partition", "study_card"],
+        "contenders": ["Contender", "Head", "array_contender"],
+        "duplicates": ["content_hash", "duplicate_groups"],
+        "grid": ["make_partitions", "run_grid"],
+        "metrics": ["METRICS", "Metric", "evaluate", "resolve_metrics"],
+        "result": ["BenchmarkResult"],
+        "splits": ["Fold", "Partition", "assign_folds", "cell_folds", "group_folds", "leave_one_out"],
+        "statistics": [
+            "Interval",
+            "Ranking",
+            "bootstrap",
+            "corrected_t",
+            "holm",
+            "permutation_pvalue",
+            "rank_models",
+        ],
+        "store": ["Outcome", "RunStore", "Unit"],
+    },
+)

@@ -175,7 +175,9 @@ def make_partition(
         if setting == "cross":
             named, reason, notes = leave_one_out(y, codes, np.asarray(names), duplicates=copies, unit=split)
             folds = tuple(Fold(name, rows[a], rows[b], why) for name, a, b, why in named)
-            return _guarded(cells, Partition(**where, folds=() if reason else folds, reason=reason, notes=notes, rows=rows))
+            return _guarded(
+                cells, Partition(**where, folds=() if reason else folds, reason=reason, notes=notes, rows=rows)
+            )
         plain, reason, notes = group_folds(y, codes, n_folds, rng, duplicates=copies, unit=split)
     folds = tuple(Fold(str(i), rows[a], rows[b]) for i, (a, b) in enumerate(plain))
     return _guarded(cells, Partition(**where, folds=folds, reason=reason, notes=notes, rows=rows))

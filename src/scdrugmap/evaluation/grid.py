@@ -16,10 +16,11 @@ from scdrugmap.evaluation.cells import Cells, data_card, make_partition
 from scdrugmap.evaluation.contenders import Contender
 from scdrugmap.evaluation.metrics import Metric
 from scdrugmap.evaluation.result import BenchmarkResult
-from scdrugmap.evaluation.runner import Counted, Run, Task, plan, run
+from scdrugmap.evaluation.runner import Counted, Run, plan, run
 from scdrugmap.evaluation.splits import Partition
 from scdrugmap.evaluation.store import RunStore
 from scdrugmap.evaluation.table import LEVELS, build_table
+from scdrugmap.evaluation.work import Task
 
 SETTINGS = ("pooled", "cross")
 
@@ -40,7 +41,10 @@ def splits_of(settings: Sequence[str], splits: Sequence[str]) -> list[tuple[str,
         mine = [s for s in mine if not (setting == "cross" and s == "cell")]
         if not mine:
             raise InputError(
-                "split", "'cell' with setting='cross'", "a group to leave out", "use split='study', or setting='pooled'."
+                "split",
+                "'cell' with setting='cross'",
+                "a group to leave out",
+                "use split='study', or setting='pooled'.",
             )
         pairs += [(setting, s) for s in dict.fromkeys(mine)]
     return list(dict.fromkeys(pairs))
@@ -63,13 +67,17 @@ def make_partitions(
         If a column holds no category at all.
     """
     if not isinstance(n_folds, int | np.integer) or n_folds < 2:
-        raise InputError("n_folds", n_folds, "an integer of 2 or more", "pass n_folds=10, or test_size=0.2 with split='cell'.")
+        raise InputError(
+            "n_folds", n_folds, "an integer of 2 or more", "pass n_folds=10, or test_size=0.2 with split='cell'."
+        )
     out = []
     for setting, split in pairs:
         for key in by:
             categories = cells.categories(key)
             if not categories:
-                raise InputError("by", f"obs[{key!r}] without any value", "a column with categories", "pass another column.")
+                raise InputError(
+                    "by", f"obs[{key!r}] without any value", "a column with categories", "pass another column."
+                )
             for category, rows in categories:
                 out.append(
                     make_partition(
@@ -155,7 +163,10 @@ def _check_names(contenders: Sequence[Contender]) -> None:
             key = (c.name, c.strategy, head.name)
             if key in seen:
                 raise InputError(
-                    "models", f"{c.name!r} ({c.strategy}, {head.name}) twice", "one name per model and head", "rename one."
+                    "models",
+                    f"{c.name!r} ({c.strategy}, {head.name}) twice",
+                    "one name per model and head",
+                    "rename one.",
                 )
             seen.add(key)
 
@@ -181,5 +192,18 @@ def _units(tasks: Sequence[Task], done: Run) -> tuple[pd.DataFrame, pd.DataFrame
                 parts[k].append(getattr(outcome, k))
     types = {"unit": np.int32, "row": np.int64, "y": np.int8, "score": np.float32, "pred": np.int8}
     columns = {k: np.concatenate(v).astype(types[k]) if v else np.empty(0, types[k]) for k, v in parts.items()}
-    blank = ["unit", "key", "model", "strategy", "head", "setting", "split", "by", "category", "fold", "n_train", "seconds"]
+    blank = [
+        "unit",
+        "key",
+        "model",
+        "strategy",
+        "head",
+        "setting",
+        "split",
+        "by",
+        "category",
+        "fold",
+        "n_train",
+        "seconds",
+    ]
     return pd.DataFrame(records) if records else pd.DataFrame(columns=blank), pd.DataFrame(columns)

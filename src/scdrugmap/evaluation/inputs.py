@@ -84,11 +84,11 @@ def read_cells(
         raise UnknownNameError("duplicates", duplicates, ["merge", "ignore"])
     n = adata.n_obs
     y = encode_labels(_anndata.obs_column(adata, label_key, "label_key"))
-    groups = {}
+    groups: dict[str, np.ndarray] = {}
     for name, key in (("study", study_key), ("sample", sample_key), ("patient", patient_key)):
         if key is not None and (name in need or key in adata.obs):
             values = _anndata.obs_column(adata, key, f"{name}_key").astype(object).to_numpy(copy=True)
-            absent = pd.isna(values)
+            absent = np.asarray(pd.isna(values))
             if name != "patient" and (absent & (y >= 0)).any():
                 raise InputError(
                     f"{name}_key",
@@ -102,11 +102,17 @@ def read_cells(
     if sample is None:
         sample = study
     elif "study" in groups:
-        sample = np.char.add(np.char.add(study.astype(str), "/"), sample.astype(str)).astype(object)
+        sample = _qualified(study, sample)
+        if "patient" in groups:
+            groups["patient"] = np.where(pd.isna(groups["patient"]), None, _qualified(study, groups["patient"]))
     extra = {c: _anndata.obs_column(adata, c, "by").to_numpy() for c in columns}
     copies = find_duplicates(adata, study, layer) if duplicates == "merge" else None
     names = adata.obs_names.to_numpy().astype(str)
     return Cells(y, sample, study, groups.get("patient"), extra, copies, names)
+
+
+def _qualified(study: np.ndarray, names: np.ndarray) -> np.ndarray:
+    return np.char.add(np.char.add(study.astype(str), "/"), names.astype(str)).astype(object)
 
 
 def find_duplicates(adata: AnnData, study: np.ndarray, layer: str | None = None) -> np.ndarray:
@@ -179,7 +185,9 @@ def baseline_contenders(
     if lacking:
         counts, why = read_counts(adata, layer)
         if counts is None and names is not None:
-            raise InputError("baselines", lacking, "raw counts in X or a layer", f"leave them out or pass layer=. {why}")
+            raise InputError(
+                "baselines", lacking, "raw counts in X or a layer", f"leave them out or pass layer=. {why}"
+            )
         if counts is None:
             warnings.warn(f"baselines {lacking} are left out: {why}", ScDrugMapWarning, stacklevel=4)
             wanted = [n for n in wanted if n not in NEED_COUNTS]
@@ -196,7 +204,12 @@ def baseline_contenders(
 
 
 def fitted_contender(
-    name: str, counts: Counted, heads: Sequence[Head], *, strategy: str = "frozen", options: Mapping[str, Any] | None = None
+    name: str,
+    counts: Counted,
+    heads: Sequence[Head],
+    *,
+    strategy: str = "frozen",
+    options: Mapping[str, Any] | None = None,
 ) -> Contender:
     """Wrap a model that is fitted on the training cells of each fold."""
     options = dict(options or {})
@@ -210,7 +223,9 @@ def obsm_contender(adata: AnnData, key: str, name: str, heads: Sequence[Head]) -
     record = record if isinstance(record, Mapping) else {}
     provenance = dict(record.get(KEYS.provenance, {}))
     note = ""
-    if "fitted_on" in provenance or (not provenance and key.lower().startswith(("x_pca", "x_umap", "x_tsne", "x_scvi", "x_harmony"))):
+    if "fitted_on" in provenance or (
+        not provenance and key.lower().startswith(("x_pca", "x_umap", "x_tsne", "x_scvi", "x_harmony"))
+    ):
         note = FITTED_ON_ALL
     manifest = {"obsm": key, **{k: provenance[k] for k in ("model", "checkpoint_sha256", "groups") if k in provenance}}
     if "params" in record:

@@ -47,7 +47,7 @@ class Metric:
 
     name: str
     kind: Literal["counts", "loss", "bins", "ranking", "custom"]
-    function: Callable[..., np.ndarray]
+    function: Callable[..., Any]
     label: str
     higher_is_better: bool = True
     undefined: str = ""
@@ -132,7 +132,9 @@ METRICS: dict[str, Metric] = {
     m.name: m
     for m in (
         Metric("f1", "counts", _f1, "F1 (sensitive)", undefined="no sensitive cell, neither true nor called"),
-        Metric("f1_resistant", "counts", _f1_resistant, "F1 (resistant)", undefined="no resistant cell, true or called"),
+        Metric(
+            "f1_resistant", "counts", _f1_resistant, "F1 (resistant)", undefined="no resistant cell, true or called"
+        ),
         Metric("f1_macro", "counts", _f1_macro, "macro-F1", undefined="one class neither true nor called"),
         Metric("accuracy", "counts", _accuracy, "accuracy"),
         Metric("balanced_accuracy", "counts", _balanced_accuracy, "balanced accuracy", undefined=_ONE_CLASS),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import pandas as pd
 from scdrugmap._errors import InputError, UnknownNameError
 from scdrugmap.evaluation.cells import Cells
 from scdrugmap.evaluation.metrics import METRICS, Metric
-from scdrugmap.evaluation.splits import Fold, Partition
+from scdrugmap.evaluation.splits import Partition
 from scdrugmap.evaluation.statistics import Ranking, rank_models
 from scdrugmap.evaluation.summary import compare_predictions, summarise
 from scdrugmap.evaluation.table import PLACE
@@ -109,7 +108,7 @@ class BenchmarkResult:
         confidence: float = 0.95,
         rng: int | np.random.Generator | None = 0,
     ) -> pd.DataFrame:
-        """Return the mean over folds with a bootstrap interval over samples (studies where studies are left out).
+        """Return one value per model, category and metric, with a bootstrap interval over samples (or left-out studies).
 
         Parameters
         ----------
@@ -128,15 +127,19 @@ class BenchmarkResult:
         Returns
         -------
         pandas.DataFrame
-            ``value`` (mean over the folds in which the metric is defined), ``ci_low``, ``ci_high``, ``sd_folds``,
-            ``n_folds``, ``n_undefined``, ``n_groups`` (samples or studies that were resampled), ``floor`` (the value of
-            calling every cell sensitive), ``reason`` and ``note``.
+            ``value``, ``ci_low``, ``ci_high``, ``mean_folds``, ``sd_folds``, ``n_folds``, ``n_undefined`` (folds without a
+            value), ``n_groups`` (samples or studies that were resampled), ``floor`` (the value of calling every cell
+            sensitive), ``reason`` and ``note``.
 
         Notes
         -----
         Cells of a sample share its label and its batch, and folds share training cells: neither is a sample from the
-        population that matters, so the interval resamples samples within folds, or left-out studies. Models are not
-        refitted. Few groups give intervals that are too short; ``n_groups`` says how many there were.
+        population that matters, so the interval resamples samples, or left-out studies. Models are not refitted. Few
+        groups give intervals that are too short; ``n_groups`` says how many there were.
+
+        Pooled, the value is that of the test cells of all folds taken together (AUROC and AUPRC rank cells within a fold
+        and weigh the folds by their pairs or sensitive cells), so it does not depend on how small the folds are. Across
+        studies it is the mean over the left-out studies in which the metric is defined.
         """
         names = self._metric_names(metrics)
         full = summarise(self, names, level, n_resamples, confidence, np.random.default_rng(rng))
@@ -149,7 +152,10 @@ class BenchmarkResult:
         keys = list(dict.fromkeys([*keys[1:], "metric"]))
         grouped = full.groupby(keys, sort=False, observed=True)
         return grouped.agg(
-            value=("value", "mean"), sd_categories=("value", "std"), n_categories=("value", "count"), floor=("floor", "mean")
+            value=("value", "mean"),
+            sd_categories=("value", "std"),
+            n_categories=("value", "count"),
+            floor=("floor", "mean"),
         ).reset_index()
 
     def compare(
@@ -183,7 +189,13 @@ class BenchmarkResult:
         return compare_predictions(self, pair, names, level, n_resamples, confidence, np.random.default_rng(rng))
 
     def rank(
-        self, metric: str = "f1_macro", *, setting: str | None = None, split: str | None = None, level: str = "cell", test: str = "conover"
+        self,
+        metric: str = "f1_macro",
+        *,
+        setting: str | None = None,
+        split: str | None = None,
+        level: str = "cell",
+        test: str = "conover",
     ) -> Ranking:
         """Rank the models over the categories: Friedman test, post hoc pairs, critical difference.
 
@@ -195,14 +207,17 @@ class BenchmarkResult:
             ``"conover"`` (Holm-corrected) or ``"nemenyi"``.
         """
         record = self._metric(self._metric_names(metric)[0])
-        return rank_models(self.pivot(metric, setting=setting, split=split, level=level), higher_is_better=record.higher_is_better, test=test)
+        return rank_models(
+            self.pivot(metric, setting=setting, split=split, level=level),
+            higher_is_better=record.higher_is_better,
+            test=test,
+        )
 
     def pivot(
         self, metric: str = "f1_macro", *, setting: str | None = None, split: str | None = None, level: str = "cell"
     ) -> pd.DataFrame:
-        """Return categories x contenders, the mean over folds."""
-        t = self.table
-        t = t[(t["metric"] == metric) & (t["level"] == level) & (t["setting"] != "probe")]
+        """Return categories x contenders, the values of :meth:`summary`."""
+        t = self.summary(metrics=metric, level=level, n_resamples=0)
         for name, value in (("setting", setting), ("split", split)):
             if value is not None:
                 t = t[t[name] == value]
@@ -211,8 +226,10 @@ class BenchmarkResult:
         labels = self.contenders.set_index(["model", "strategy", "head"])["label"]
         label = [labels[key] for key in zip(t["model"], t["strategy"], t["head"], strict=True)]
         rows = t["category"].where(t["by"] == "", t["by"] + ": " + t["category"])
-        wide = t.assign(label=label, row=rows).groupby(["row", "label"], sort=False)["value"].mean().unstack()
-        return wide[[c for c in self.contenders["label"] if c in wide]].rename_axis(index="category", columns="model")
+        wide = t.assign(label=label, row=rows).pivot(index="row", columns="label", values="value")
+        return wide.loc[list(dict.fromkeys(rows)), list(self.contenders["label"])].rename_axis(
+            index="category", columns="model"
+        )
 
     def _metric_names(self, metrics: str | Iterable[str] | None) -> list[str]:
         """Names that the table holds; the default list is cut to those, a name that was asked for is not."""
@@ -224,14 +241,19 @@ class BenchmarkResult:
             return [m for m in names if m in held] or held
         for name in names:
             if name not in held:
-                raise UnknownNameError("metrics", name, held, "the result holds the metrics that the benchmark was asked for.")
+                raise UnknownNameError(
+                    "metrics", name, held, "the result holds the metrics that the benchmark was asked for."
+                )
         return names
 
     def _metric(self, name: str) -> Metric:
         found = self.metrics.get(name) or METRICS.get(name)
         if found is None:
             raise InputError(
-                "metrics", name, "a metric whose function is at hand", "custom metrics are not saved; result.metrics[name] = resolve_metrics({name: function})[0]."
+                "metrics",
+                name,
+                "a metric whose function is at hand",
+                "custom metrics are not saved; result.metrics[name] = resolve_metrics({name: function})[0].",
             )
         return found
 
@@ -241,13 +263,16 @@ class BenchmarkResult:
         hit = hit if len(hit) else known[known["model"] == label]
         if len(hit) != 1:
             raise UnknownNameError(argument, label, known["label"])
-        return tuple(hit.iloc[0][["model", "strategy", "head"]])  # type: ignore[return-value]
+        model, strategy, head = (str(hit.iloc[0][c]) for c in ("model", "strategy", "head"))
+        return model, strategy, head
 
     def as_cells(self) -> Cells:
         """Return the labels and groups as arrays."""
         c = self.cells
         patient = c["patient"].to_numpy() if "patient" in c else None
-        return Cells(c["y"].to_numpy(), c["sample"].to_numpy(), c["study"].to_numpy(), patient, names=c["name"].to_numpy())
+        return Cells(
+            c["y"].to_numpy(), c["sample"].to_numpy(), c["study"].to_numpy(), patient, names=c["name"].to_numpy()
+        )
 
     # Files ------------------------------------------------------------------------------------------------
 
@@ -258,54 +283,22 @@ class BenchmarkResult:
         --------
         >>> result.to_parquet("results")  # doctest: +SKIP
         """
-        folder = Path(path)
-        if folder.is_file():
-            raise InputError("path", str(folder), "a folder", "pass a folder; the result is several Parquet files.")
-        folder.mkdir(parents=True, exist_ok=True)
-        folds = pd.concat([p.to_frame() for p in self.partitions], ignore_index=True)
-        for name, frame in (("table", self.table), ("predictions", self.predictions), ("cells", self.cells), ("data", self.data), ("partitions", folds)):
-            temporary = folder / f".{name}.parquet"
-            frame.to_parquet(temporary, index=False)
-            temporary.replace(folder / f"{name}.parquet")
-        about = {
-            "info": self.info,
-            "units": json.loads(self.units.to_json(orient="records")),
-            "partitions": [
-                {
-                    "setting": p.setting, "split": p.split, "by": p.by, "category": p.category, "reason": p.reason,
-                    "notes": list(p.notes), "hash": p.hash, "folds": [[f.name, f.reason] for f in p.folds], "rows": p.rows.tolist(),
-                }
-                for p in self.partitions
-            ],
-        }  # fmt: skip
-        temporary = folder / ".result.json"
-        temporary.write_text(json.dumps(about, default=str))
-        temporary.replace(folder / "result.json")
+        from scdrugmap.evaluation.files import save
+
+        save(self, Path(path))
 
     @classmethod
     def from_parquet(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what :meth:`to_parquet` saved.
+        """Read what :meth:`to_parquet` saved, or the last result in a run store.
 
         Raises
         ------
         InputError
             If the folder holds no result.
         """
-        folder = Path(path)
-        if not (folder / "result.json").is_file():
-            raise InputError("path", str(folder), "a folder that to_parquet wrote", "check the path.")
-        about = json.loads((folder / "result.json").read_text())
-        frames = {n: pd.read_parquet(folder / f"{n}.parquet") for n in ("table", "predictions", "cells", "data", "partitions")}
-        folds = {k: v["row"].to_numpy() for k, v in frames.pop("partitions").groupby(["setting", "split", "by", "category", "fold", "side"])}
-        partitions = []
-        for p in about["partitions"]:
-            where = tuple(p[k] for k in ("setting", "split", "by", "category"))
-            parts = tuple(
-                Fold(name, *(folds.get((*where, name, side), np.empty(0, np.int64)) for side in ("train", "test")), reason)
-                for name, reason in p["folds"]
-            )
-            partitions.append(Partition(*where, parts, p["reason"], tuple(p["notes"]), np.array(p["rows"], dtype=np.int64)))
-        return cls(**frames, units=pd.DataFrame(about["units"]), partitions=partitions, info=about["info"])
+        from scdrugmap.evaluation.files import load
+
+        return cls(**load(Path(path)))
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write the tidy table as CSV."""

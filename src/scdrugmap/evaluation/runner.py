@@ -6,7 +6,6 @@ batch, and a representation that is fitted per fold is fitted once for all heads
 
 from __future__ import annotations
 
-import hashlib
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,25 +17,13 @@ import numpy as np
 from scdrugmap._errors import ScDrugMapWarning
 from scdrugmap._logging import get_logger, progress
 from scdrugmap.evaluation.cells import Cells
-from scdrugmap.evaluation.contenders import Contender, Head, fit_predict, probe_halves, rule_scores, sample_probe
+from scdrugmap.evaluation.contenders import Contender, Head
 from scdrugmap.evaluation.splits import Partition
 from scdrugmap.evaluation.store import Outcome, RunStore, Unit
+from scdrugmap.evaluation.work import PROBE, Task, run_task
 
-PROBE = "sample_probe"
 #: How often the work that a dead worker took along is handed out again.
 RETRIES = 3
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """Work that is done in one go: some folds of one partition for one contender and some heads."""
-
-    contender: Contender
-    heads: tuple[Head, ...]
-    partition: Partition
-    folds: tuple[int, ...]
-    units: tuple[Unit, ...]
-    probe: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,21 +157,25 @@ def run(
         try:
             result.outcomes[key] = store.read(wanted[key])
         except (OSError, ValueError) as error:
-            warnings.warn(f"stored unit {key} cannot be read ({error}); it is computed again", ScDrugMapWarning, stacklevel=2)
+            warnings.warn(
+                f"stored unit {key} cannot be read ({error}); it is computed again", ScDrugMapWarning, stacklevel=2
+            )
             (store.path / "units" / f"{key}.parquet").unlink()
     result.n_resumed = len(result.outcomes)
     payload = _payload(cells, counts, seed, store)
     with progress(len(wanted), "benchmark", "unit", show=show_progress) as bar:
         bar.update(result.n_resumed)
         for attempt in range(RETRIES + 1):
-            pending = [t for t in tasks if any(u.key not in result.outcomes and u.key not in result.failures for u in t.units)]
+            pending = [
+                t for t in tasks if any(u.key not in result.outcomes and u.key not in result.failures for u in t.units)
+            ]
             if not pending:
                 break
             try:
                 for task, done in _execute(pending, payload, n_jobs):
                     _collect(task, done, result, store)
                     bar.update(len(task.units))
-            except Exception as error:  # noqa: BLE001 - whatever a scheduler raises when a worker is gone
+            except Exception as error:  # whatever a scheduler raises when a worker is gone
                 if attempt == RETRIES:
                     raise
                 get_logger().warning("a worker failed (%s); handing its work out again", type(error).__name__)
@@ -241,9 +232,7 @@ def _execute(
     streams = getattr(backend, "supports_return_generator", False)
     parallel = joblib.Parallel(n_jobs=n_jobs, batch_size=1, return_as="generator_unordered" if streams else "list")
     # Large arrays travel as arguments of their own, which joblib maps into memory or scatters once.
-    jobs = (
-        joblib.delayed(_numbered)(i, _light(task), _dense(task), **payload) for i, task in enumerate(tasks)
-    )
+    jobs = (joblib.delayed(_numbered)(i, _light(task), _dense(task), **payload) for i, task in enumerate(tasks))
     for i, done in parallel(jobs):
         yield tasks[i], done
 
@@ -262,137 +251,3 @@ def _numbered(i: int, task: Task, X: np.ndarray | None, **payload: Any) -> tuple
     from dataclasses import replace
 
     return i, run_task(replace(task, contender=replace(task.contender, X=X)), **payload)
-
-
-def run_task(
-    task: Task, *, y: np.ndarray, sample: np.ndarray, counts: Any, genes: Any, batch: np.ndarray, seed: int, store: str | None
-) -> list[Outcome] | str:
-    """Train and predict; returns the predictions of every unit, or the message of the error that stopped it."""
-    start = time.perf_counter()
-    data = (counts, genes, batch)
-    try:
-        if task.probe:
-            parts = [_probe(task, sample, data, seed)]
-        else:
-            parts = _predictions(task, y, sample, data, seed)
-    except Exception as error:  # noqa: BLE001 - one failing unit must not end the grid; the caller warns
-        get_logger().info("unit failed", exc_info=True)
-        return f"{type(error).__name__}: {error}"
-    manifest = _manifest(task, seed, (time.perf_counter() - start) / len(task.units))
-    outcomes = [Outcome(unit, *part, manifest=manifest | unit.where) for unit, part in zip(task.units, parts, strict=True)]
-    if store is not None:
-        writer = RunStore(store)
-        for outcome in outcomes:
-            writer.write(outcome)
-    return outcomes
-
-
-Part = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-
-
-Data = tuple[Any, Any, np.ndarray]
-
-
-def _predictions(task: Task, y: np.ndarray, sample: np.ndarray, data: Data, seed: int) -> list[Part]:
-    contender = task.contender
-    folds = [task.partition.folds[i] for i in task.folds]
-    scores: list[np.ndarray] = []
-    if contender.kind == "rule":
-        scores = [rule_scores(contender.model, y[f.train], f.test, seed) for f in folds]
-    elif contender.kind == "custom":
-        assert contender.predict is not None
-        scores = [np.asarray(contender.predict(f.train, f.test, seed), dtype=float) for f in folds]
-    else:
-        rows = np.unique(np.concatenate([np.concatenate([f.train, f.test]) for f in folds]))
-        local = [(np.searchsorted(rows, f.train), np.searchsorted(rows, f.test)) for f in folds]
-        if contender.kind == "array":
-            assert contender.X is not None
-            X = contender.X[rows]
-        else:
-            X = fit_transform(contender, data, folds[0].train, rows, seed)
-        for head in task.heads:
-            scores += fit_predict(X, y[rows], local, head, groups=sample[rows], seed=seed)
-    tests = [f.test for f in folds] * max(len(task.heads), 1)
-    return [_part(test, y, score) for test, score in zip(tests, scores, strict=True)]
-
-
-def _part(test: np.ndarray, y: np.ndarray, score: np.ndarray) -> Part:
-    if len(score) != len(test) or not np.isfinite(score).all():
-        raise ValueError("the predictions hold missing values or have another length than the test cells")
-    score = score.astype(np.float32)
-    return test.astype(np.int64), y[test].astype(np.int64), score, (score >= 0.5).astype(np.int64)
-
-
-def _probe(task: Task, sample: np.ndarray, data: Data, seed: int) -> Part:
-    contender, rows = task.contender, task.partition.rows
-    train, test = probe_halves(sample[rows], seed)
-    if len(test) == 0:
-        return (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64))
-    if contender.kind == "array":
-        assert contender.X is not None
-        X = contender.X[rows]
-    else:
-        X = fit_transform(contender, data, rows[train], rows, seed)
-    called = sample_probe(X, sample[rows], train, test)
-    return rows[test], sample[rows][test].astype(np.int64), np.full(len(test), np.nan, np.float32), called
-
-
-def fit_transform(contender: Contender, data: Data, train: np.ndarray, rows: np.ndarray, seed: int) -> np.ndarray:
-    """Fit a representation on training rows only and return it for ``rows``, ``(len(rows), d)`` float32.
-
-    ``data`` holds the counts, their genes and the batch of each cell.
-    """
-    from scdrugmap.models import registry
-    from scdrugmap.models.source import CountSource
-
-    options = dict(contender.options)
-    options.setdefault("seed", seed)
-    model: Any = registry.get(contender.model)(**options)
-    counts, genes, batch = data
-    source = CountSource(counts)
-    model.fit(source[train], genes, batch=batch[train])
-    return np.asarray(model.transform(source[rows], genes), dtype=np.float32)
-
-
-def _manifest(task: Task, seed: int, seconds: float) -> dict[str, Any]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    from scdrugmap import __version__
-
-    versions = {"scdrugmap": __version__}
-    for package in ("numpy", "scipy", "scikit-learn", "torch", "anndata"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {
-        "versions": versions,
-        "representation_sha256": task.contender.digest,
-        "partition_sha256": task.partition.hash,
-        "heads_sha256": hashlib.sha256("".join(h.digest for h in task.heads).encode()).hexdigest(),
-        "seed": seed,
-        "device": _device(),
-        "seconds": seconds,
-        "memory_bytes": _peak_memory(),
-        "note": task.contender.note,
-        **task.contender.manifest,
-    }
-
-
-def _device() -> str:
-    from scdrugmap.settings import settings
-
-    return settings.device
-
-
-def _peak_memory() -> int:
-    """Largest resident memory of this process so far, in bytes."""
-    try:
-        import resource
-        import sys
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    except ImportError:  # Windows
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset)

@@ -138,9 +138,9 @@ def most_folds(counts: np.ndarray) -> int:
     2
     """
     has = counts > 0
-    mixed = int(has.all(axis=1).sum())
-    pure = (has & ~has.all(axis=1)[:, None]).sum(axis=0)
-    return mixed + int(pure.min())
+    mixed: np.ndarray = np.all(has, axis=1)
+    pure = (has & ~mixed[:, None]).sum(axis=0)
+    return int(mixed.sum()) + int(pure.min())
 
 
 def assign_folds(counts: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
@@ -165,7 +165,7 @@ def assign_folds(counts: np.ndarray, k: int, rng: np.random.Generator) -> np.nda
     out = np.full(len(counts), -1)
     order = rng.permutation(len(counts))
     order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
-    mixed = (counts[order] > 0).all(axis=1)
+    mixed: np.ndarray = np.all(counts[order] > 0, axis=1)
     negative, positive = (order[~mixed & (counts[order, c] > 0)] for c in (0, 1))
     # Seeds first: they are what guarantees both classes; pairs of pure blocks before mixed ones.
     pairs = min(len(positive), len(negative), k)
@@ -232,7 +232,9 @@ def group_folds(
     Examples
     --------
     >>> import numpy as np
-    >>> folds, reason, notes = group_folds(np.repeat([0, 1, 0, 1], 5), np.repeat([0, 1, 2, 3], 5), 10, np.random.default_rng(0))
+    >>> folds, reason, notes = group_folds(
+    ...     np.repeat([0, 1, 0, 1], 5), np.repeat([0, 1, 2, 3], 5), 10, np.random.default_rng(0)
+    ... )
     >>> len(folds), reason, notes
     (2, '', ('2 folds instead of 10: 2 samples hold resistant cells and 2 hold sensitive cells',))
     """
@@ -301,7 +303,12 @@ def leave_one_out(
 
 
 def cell_folds(
-    y: np.ndarray, n_folds: int, rng: np.random.Generator, *, duplicates: np.ndarray | None = None, test_size: float | None = None
+    y: np.ndarray,
+    n_folds: int,
+    rng: np.random.Generator,
+    *,
+    duplicates: np.ndarray | None = None,
+    test_size: float | None = None,
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], str, tuple[str, ...]]:
     """Random cells, stratified by label: the published way, with cells of one sample on both sides.
 

@@ -105,9 +105,7 @@ def bootstrap(
     n_groups = int(codes.max()) + 1 if len(codes) else 0
     values = resampled(y, score, pred, codes, metrics, bootstrap_weights(max(n_groups, 1), n_resamples, rng))
     point = resampled(y, score, pred, codes, metrics, np.ones((1, max(n_groups, 1))))
-    return {
-        m.name: interval(float(point[m.name][0]), values[m.name], n_groups=n_groups, level=level) for m in metrics
-    }
+    return {m.name: interval(float(point[m.name][0]), values[m.name], n_groups=n_groups, level=level) for m in metrics}
 
 
 def resampled(
@@ -347,7 +345,11 @@ def rank_models(values: pd.DataFrame, *, higher_is_better: bool = True, test: st
     signed = -table if higher_is_better else table
     ranks = signed.rank(axis=1).mean().sort_values()
     n, k = table.shape
-    difference = float(stats.studentized_range.ppf(0.95, k, 1e6) / np.sqrt(2) * np.sqrt(k * (k + 1) / (6 * n))) if n and k > 1 else np.nan
+    difference = (
+        float(stats.studentized_range.ppf(0.95, k, 1e6) / np.sqrt(2) * np.sqrt(k * (k + 1) / (6 * n)))
+        if n and k > 1
+        else np.nan
+    )
     if test not in ("conover", "nemenyi"):
         from scdrugmap._errors import UnknownNameError
 
@@ -360,7 +362,11 @@ def rank_models(values: pd.DataFrame, *, higher_is_better: bool = True, test: st
     statistic, pvalue = stats.friedmanchisquare(*signed.to_numpy().T)
     data = signed.to_numpy()
     with np.errstate(divide="ignore", invalid="ignore"):
-        pairs = sp.posthoc_conover_friedman(data, p_adjust="holm") if test == "conover" else sp.posthoc_nemenyi_friedman(data)
+        pairs = (
+            sp.posthoc_conover_friedman(data, p_adjust="holm")
+            if test == "conover"
+            else sp.posthoc_nemenyi_friedman(data)
+        )
     posthoc = pd.DataFrame(np.asarray(pairs, dtype=float), index=table.columns, columns=table.columns)
     name = "Conover, Holm-corrected" if test == "conover" else "Nemenyi"
     return Ranking(ranks, float(statistic), float(pvalue), posthoc, name, difference, n)

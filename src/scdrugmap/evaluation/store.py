@@ -120,7 +120,8 @@ class RunStore:
         """Read a finished unit."""
         frame = pd.read_parquet(self.path / "units" / f"{unit.key}.parquet", columns=["row", "y", "score", "pred"])
         manifest = json.loads((self.path / "manifests" / f"{unit.key}.json").read_text())
-        return Outcome(unit, *(frame[k].to_numpy() for k in ("row", "y", "score", "pred")), manifest=manifest)
+        row, y, score, pred = (frame[k].to_numpy() for k in ("row", "y", "score", "pred"))
+        return Outcome(unit, row, y, score, pred, manifest)
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file atomically."""

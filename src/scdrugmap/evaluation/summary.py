@@ -12,12 +12,15 @@ import pandas as pd
 
 from scdrugmap.evaluation.cells import Cells
 from scdrugmap.evaluation.metrics import Metric
-from scdrugmap.evaluation.statistics import bootstrap_weights, corrected_t, holm, interval, resampled
+from scdrugmap.evaluation.statistics import Interval, bootstrap_weights, corrected_t, holm, interval, resampled
 from scdrugmap.evaluation.table import PLACE, aggregate, level_groups
 
 if TYPE_CHECKING:
     from scdrugmap.evaluation.result import BenchmarkResult
 
+#: Labels, scores, calls and group codes of the test cells.
+Fold = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+NO_INTERVAL = Interval(np.nan, np.nan, np.nan, 0)
 CATEGORY = ["setting", "split", "by", "category"]
 CONTENDER = ["model", "strategy", "head"]
 
@@ -26,8 +29,9 @@ CONTENDER = ["model", "strategy", "head"]
 class Predictions:
     """Test predictions of one contender in one category, fold by fold, at one level."""
 
-    folds: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
+    folds: list[Fold]
     sizes: tuple[float, float]
+    cross: bool
     reason: str = ""
 
     @classmethod
@@ -48,37 +52,67 @@ class Predictions:
                 group, reason = first[first.index >= 0].to_numpy(), reason or why
             folds.append((y, score, pred, group))
         train = float(units["n_train"].mean()) if len(units) else np.nan
-        return cls(folds, (train, float(np.mean([len(f[0]) for f in folds])) if folds else np.nan), reason)
+        test = float(np.mean([len(f[0]) for f in folds])) if folds else np.nan
+        return cls(folds, (train, test), cross, reason)
 
     @cached_property
     def groups(self) -> np.ndarray:
         """Codes of all groups, sorted."""
         return np.unique(np.concatenate([g for *_, g in self.folds])) if self.folds else np.empty(0, int)
 
-    def values(self, metrics: Sequence[Metric], weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """Return ``(b, folds)`` values per metric under group weights ``(b, groups)``."""
-        weights = np.ones((1, len(self.groups))) if weights is None else weights
-        columns: dict[str, list[np.ndarray]] = {m.name: [] for m in metrics}
-        for y, score, pred, group in self.folds:
-            here, codes = np.unique(group, return_inverse=True)
-            w = weights[:, np.searchsorted(self.groups, here)]
-            if len(here) == 1:
-                # One group: any weight but zero gives the same value.
-                one = resampled(y, score, pred, codes, metrics, np.ones((1, 1)))
-                values = {name: np.where(w[:, 0] > 0, v[0], np.nan) for name, v in one.items()}
-            else:
-                values = resampled(y, score, pred, codes, metrics, w)
-            for name, v in values.items():
-                columns[name].append(v)
-        return {name: np.stack(v, axis=1) for name, v in columns.items()}
+    def fold_values(self, metrics: Sequence[Metric]) -> dict[str, np.ndarray]:
+        """Return ``(folds,)`` values per metric."""
+        columns: dict[str, list[float]] = {m.name: [] for m in metrics}
+        for y, score, pred, _ in self.folds:
+            one = resampled(y, score, pred, np.zeros(len(y), dtype=np.int64), metrics, np.ones((1, 1)))
+            for name, value in one.items():
+                columns[name].append(float(value[0]))
+        return {name: np.array(v) for name, v in columns.items()}
+
+    def estimate(self, metrics: Sequence[Metric], weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Return ``(b,)`` estimates per metric under group weights ``(b, groups)``.
+
+        Left-out groups count alike: the mean of the folds in which the metric is defined. Otherwise the test cells of
+        all folds are taken together; a ranking compares cells of one fold only, for the scores of two heads have no
+        common scale.
+        """
+        if self.cross:
+            return {
+                n: weighted_mean(np.broadcast_to(v, weights.shape), weights)
+                for n, v in self.fold_values(metrics).items()
+            }
+        y, score, pred, group = (np.concatenate(part) for part in zip(*self.folds, strict=True))
+        whole = [m for m in metrics if m.kind != "ranking"]
+        out = resampled(y, score, pred, np.searchsorted(self.groups, group), whole, weights)
+        ranked = [m for m in metrics if m.kind == "ranking"]
+        parts = [self._ranked(fold, ranked, weights) for fold in self.folds] if ranked else []
+        for m in ranked:
+            values = np.stack([p[m.name] for p in parts], axis=1)
+            size = np.stack([p["pairs" if m.name == "auroc" else "positives"] for p in parts], axis=1)
+            out[m.name] = weighted_mean(values, size)
+        return {m.name: out[m.name] for m in metrics}
+
+    def _ranked(self, fold: Fold, metrics: Sequence[Metric], weights: np.ndarray) -> dict[str, np.ndarray]:
+        y, score, pred, group = fold
+        here, codes = np.unique(group, return_inverse=True)
+        w = weights[:, np.searchsorted(self.groups, here)]
+        positives, negatives = (w @ np.bincount(codes, weights=y == c, minlength=len(here)) for c in (1, 0))
+        out = resampled(y, score, pred, codes, metrics, w)
+        return out | {"positives": positives, "pairs": positives * negatives}
 
 
-def fold_mean(values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Mean over the folds in which the metric is defined, optionally weighted, ``(b, folds)`` to ``(b,)``."""
-    w = np.isfinite(values).astype(float) * (1 if weights is None else weights)
+def weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean over the columns that are defined, ``(b, k)`` to ``(b,)``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> weighted_mean(np.array([[1.0, np.nan, 4.0]]), np.array([[2.0, 1.0, 1.0]])).tolist()
+    [2.0]
+    """
+    w = np.isfinite(values) * weights
     total = w.sum(axis=1)
-    summed = (np.nan_to_num(values) * w).sum(axis=1)
-    return np.divide(summed, total, out=np.full(len(values), np.nan), where=total > 0)
+    return np.divide((np.nan_to_num(values) * w).sum(axis=1), total, out=np.full(len(values), np.nan), where=total > 0)
 
 
 def _slices(result: BenchmarkResult) -> dict[int, tuple[np.ndarray, ...]]:
@@ -99,21 +133,22 @@ def _units(result: BenchmarkResult) -> pd.DataFrame:
     return result.units[result.units["setting"] != "probe"]
 
 
-def _resampled_means(predictions: Predictions, metrics: Sequence[Metric], weights: np.ndarray, cross: bool) -> dict[str, np.ndarray]:
-    """Means over folds in every resample; a left-out study that is drawn twice counts twice."""
-    if cross:
-        fixed = predictions.values(metrics)
-        return {n: fold_mean(np.repeat(v, len(weights), axis=0), weights) for n, v in fixed.items()}
-    return {n: fold_mean(v) for n, v in predictions.values(metrics, weights).items()}
-
-
 def summarise(
-    result: BenchmarkResult, names: Sequence[str], level: str, n_resamples: int, confidence: float, rng: np.random.Generator
+    result: BenchmarkResult,
+    names: Sequence[str],
+    level: str,
+    n_resamples: int,
+    confidence: float,
+    rng: np.random.Generator,
 ) -> pd.DataFrame:
-    """Mean over folds and interval per contender, category and metric; see ``BenchmarkResult.summary``."""
+    """Estimate and interval per contender, category and metric; see ``BenchmarkResult.summary``."""
     cells, metrics = result.as_cells(), [result._metric(n) for n in names]
     table = result.table[(result.table["level"] == level) & (result.table["setting"] != "probe")]
-    reasons = result.table[result.table["setting"] != "probe"].drop_duplicates([*PLACE, "metric"]).set_index([*PLACE, "metric"])
+    reasons = (
+        result.table[result.table["setting"] != "probe"]
+        .drop_duplicates([*PLACE, "metric"])
+        .set_index([*PLACE, "metric"])
+    )
     places = result.table[result.table["setting"] != "probe"][PLACE].drop_duplicates()
     units = dict(tuple(_units(result).groupby(PLACE, sort=False)))
     weights: dict[tuple[str, ...], np.ndarray] = {}
@@ -124,29 +159,42 @@ def summarise(
         mine = units.get(tuple(place))
         notes = {n: reasons.loc[(*place, n)] for n in names if (*place, n) in reasons.index}
         if mine is None:
-            empty = {"value": np.nan, "ci_low": np.nan, "ci_high": np.nan, "sd_folds": np.nan, "n_folds": 0, "n_undefined": 0, "n_groups": 0}
-            records += [where | {"metric": n} | empty | {"reason": r["reason"], "note": r["note"]} for n, r in notes.items()]
+            empty = {
+                "value": np.nan,
+                "ci_low": np.nan,
+                "ci_high": np.nan,
+                "mean_folds": np.nan,
+                "sd_folds": np.nan,
+                "n_folds": 0,
+                "n_undefined": 0,
+                "n_groups": 0,
+            }
+            records += [
+                where | {"metric": n} | empty | {"reason": r["reason"], "note": r["note"]} for n, r in notes.items()
+            ]
             continue
         predictions = Predictions.collect(result, cells, mine, level)
-        cross = where["setting"] == "cross"
         category = tuple(where[k] for k in CATEGORY)
         n_groups = len(predictions.groups)
         if category not in weights or weights[category].shape[1] != n_groups:
             # The same resamples for every model, whatever order they come in.
             weights[category] = bootstrap_weights(n_groups, n_resamples, np.random.default_rng([seed, n_groups]))
-        fixed = predictions.values(metrics)
-        drawn = _resampled_means(predictions, metrics, weights[category], cross)
+        fixed = predictions.fold_values(metrics)
+        point = predictions.estimate(metrics, np.ones((1, n_groups)))
+        drawn = predictions.estimate(metrics, weights[category]) if n_resamples else {}
         for metric in metrics:
-            folds = fixed[metric.name][0]
-            ok = np.isfinite(folds)
-            if predictions.reason:
-                ok[:] = False
-            value = float(folds[ok].mean()) if ok.any() else np.nan
-            ci = interval(value, drawn[metric.name], n_groups=n_groups, level=confidence)
-            why = predictions.reason or (ci.reason if ok.any() else _first_reason(table, where, metric.name))
+            folds = fixed[metric.name]
+            ok = np.isfinite(folds) & (not predictions.reason)
+            value = np.nan if predictions.reason else float(point[metric.name][0])
+            ci = (
+                interval(value, drawn[metric.name], n_groups=n_groups, level=confidence) if n_resamples else NO_INTERVAL
+            )
+            undefined = predictions.reason or _first_reason(table, where, metric.name)
+            why = ci.reason if np.isfinite(value) else undefined
             records.append(
                 where
                 | {"metric": metric.name, "value": value, "ci_low": ci.low, "ci_high": ci.high}
+                | {"mean_folds": float(folds[ok].mean()) if ok.any() else np.nan}
                 | {"sd_folds": float(folds[ok].std(ddof=1)) if ok.sum() > 1 else np.nan}
                 | {"n_folds": len(folds), "n_undefined": int((~ok).sum()), "n_groups": n_groups}
                 | {"reason": why, "note": notes[metric.name]["note"] if metric.name in notes else ""}
@@ -183,31 +231,51 @@ def compare_predictions(
         if both[0] is None or both[1] is None:
             continue
         folds = [f for f in both[0]["fold"] if f in set(both[1]["fold"])]
-        sides = [
-            Predictions.collect(result, cells, u.set_index("fold").loc[folds].reset_index(), level)  # type: ignore[union-attr]
-            for u in both
-        ]
-        cross, n_groups = category[0] == "cross", len(sides[0].groups)
-        weights = bootstrap_weights(max(n_groups, 1), n_resamples, np.random.default_rng([int(rng.integers(2**31)), n_groups]))
-        fixed = [side.values(metrics) for side in sides]
-        drawn = [_resampled_means(side, metrics, weights, cross) for side in sides]
+        sides = [Predictions.collect(result, cells, u.set_index("fold").loc[folds].reset_index(), level) for u in both]
+        n_groups = len(sides[0].groups)
+        weights = bootstrap_weights(
+            max(n_groups, 1), n_resamples, np.random.default_rng([int(rng.integers(2**31)), n_groups])
+        )
+        fixed = [side.fold_values(metrics) for side in sides]
+        point = [side.estimate(metrics, np.ones((1, n_groups))) for side in sides]
+        drawn = [side.estimate(metrics, weights) for side in sides]
         for name in names:
-            a, b = (f[name][0] for f in fixed)
+            a, b = (f[name] for f in fixed)
             known = np.isfinite(a) & np.isfinite(b)
             reason = sides[0].reason or sides[1].reason
             if reason:
                 known[:] = False
-            difference = float((a - b)[known].mean()) if known.any() else np.nan
+            values = [np.nan if reason else float(p[name][0]) for p in point]
+            difference = values[0] - values[1]
             ci = interval(difference, drawn[0][name] - drawn[1][name], n_groups=n_groups, level=confidence)
             t, p = corrected_t((a - b)[known], *sides[0].sizes)
             records.append(
                 dict(zip(CATEGORY, category, strict=True))
-                | {"metric": name, "value_a": float(a[known].mean()) if known.any() else np.nan}
-                | {"value_b": float(b[known].mean()) if known.any() else np.nan, "difference": difference}
-                | {"ci_low": ci.low, "ci_high": ci.high, "t": t, "p": p, "n_folds": int(known.sum()), "n_groups": n_groups}
+                | {"metric": name, "value_a": values[0], "value_b": values[1], "difference": difference}
+                | {
+                    "ci_low": ci.low,
+                    "ci_high": ci.high,
+                    "t": t,
+                    "p": p,
+                    "n_folds": int(known.sum()),
+                    "n_groups": n_groups,
+                }
                 | {"reason": reason or ci.reason}
             )
-    columns = [*CATEGORY, "metric", "value_a", "value_b", "difference", "ci_low", "ci_high", "t", "p", "n_folds", "n_groups", "reason"]
+    columns = [
+        *CATEGORY,
+        "metric",
+        "value_a",
+        "value_b",
+        "difference",
+        "ci_low",
+        "ci_high",
+        "t",
+        "p",
+        "n_folds",
+        "n_groups",
+        "reason",
+    ]
     out = pd.DataFrame(records, columns=columns)
-    out.insert(out.columns.get_loc("p") + 1, "p_holm", holm(out["p"].to_numpy(dtype=float)))  # type: ignore[arg-type]
+    out.insert(out.columns.get_loc("p") + 1, "p_holm", holm(out["p"].to_numpy(dtype=float)))
     return out

@@ -11,9 +11,10 @@ import pandas as pd
 from scdrugmap.evaluation.cells import Cells
 from scdrugmap.evaluation.contenders import Contender
 from scdrugmap.evaluation.metrics import Metric, evaluate
-from scdrugmap.evaluation.runner import PROBE, Run, Task
+from scdrugmap.evaluation.runner import Run
 from scdrugmap.evaluation.splits import Partition
 from scdrugmap.evaluation.store import Outcome
+from scdrugmap.evaluation.work import PROBE, Task
 
 #: What one row of the table belongs to.
 PLACE = ["model", "strategy", "head", "setting", "split", "by", "category"]
@@ -74,7 +75,7 @@ def build_table(
     for task in tasks:
         folds = {f.name: f for f in task.partition.folds}
         for unit in task.units:
-            common = unit.where | {"note": _note(task.contender, task.partition)}
+            common: dict[str, Any] = unit.where | {"note": _note(task.contender, task.partition)}
             if unit.key in run.failures:
                 if task.probe:
                     rows.append(common | _empty("sample_accuracy", f"failed: {run.failures[unit.key]}"))
@@ -129,9 +130,7 @@ def _metric_rows(
         groups = level_groups(cells, level)
         if groups is not None:
             y, score, pred, _, reason = aggregate(y, score, groups[outcome.row])
-        values = (
-            {m.name: (np.nan, reason) for m in metrics} if reason else evaluate(y, score, pred, list(metrics))
-        )
+        values = {m.name: (np.nan, reason) for m in metrics} if reason else evaluate(y, score, pred, list(metrics))
         for name, (value, why) in values.items():
             yield {"level": level, "metric": name, "value": value, "reason": why}
 
@@ -155,7 +154,7 @@ def _reason_rows(
     for contender in contenders:
         for head in contender.heads:
             for p in partitions:
-                place = {
+                place: dict[str, Any] = {
                     "model": contender.name, "strategy": contender.strategy, "head": head.name, "setting": p.setting,
                     "split": p.split, "by": p.by, "category": p.category, "note": _note(contender, p),
                 }  # fmt: skip

@@ -1,62 +1,95 @@
-"""Quantile bins of the values of each row of a sparse matrix, without a loop over rows."""
+"""What models over binned log-expression share: the normalisation, and the file that lists their genes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
+from scipy import sparse
 
-from scdrugmap.models.ranking import rank_rows
-
-#: Bins of expressed genes. Fixed in scGPT's official embedding path, whatever its ``args.json`` says.
-N_BINS = 50
-_QUANTILES = np.linspace(0, 1, N_BINS)
+from scdrugmap._errors import CheckpointError
 
 
-def bin_ranges(values: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find the quantile bins that hold each value among the values of its cell.
+def log_normalized(X: sparse.csr_matrix, *, target_sum: float = 1e4, base: float = 2.0) -> np.ndarray:
+    """Return ``log(1 + target_sum * count / total)`` to a base, for each stored value.
 
     Parameters
     ----------
-    values
-        ``(total,)`` positive values, cell after cell.
-    offsets
-        ``(n + 1,)`` where cells begin.
+    X
+        Counts over the genes that make up the total.
+    target_sum
+        Total of a normalised cell.
+    base
+        Of the logarithm.
 
     Returns
     -------
-    lower, upper
-        Number of the cell's 50 quantile edges below the value, and at or below it: a tie is spread over
-        the bins ``lower + 1`` to ``upper``.
+    ``(nnz,)`` float32.
+
+    Notes
+    -----
+    Every step is taken in float32 in this order, because values are truncated to integers afterwards: a value
+    at the edge of a bin must fall on the side where the models saw it in training.
 
     Examples
     --------
-    >>> import numpy as np
-    >>> [a.tolist() for a in bin_ranges(np.array([1.0, 1.0, 5.0]), np.array([0, 3]))]
-    [[0, 0, 49], [25, 25, 50]]
+    >>> log_normalized(sparse.csr_matrix([[1.0, 0.0, 3.0]]), target_sum=4)
+    array([1., 2.], dtype=float32)
     """
-    # Reversed, the descending rows are ascending (and the last cell comes first).
-    positions = rank_rows(values, offsets)[0][::-1]
-    lengths = np.diff(offsets)[::-1]
-    lengths = lengths[lengths > 0]
-    starts = np.cumsum(lengths) - lengths
-    ordered = values[positions]
-    new = np.ones(len(ordered), dtype=bool)
-    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
-    new[starts] = True
-    run_of = np.cumsum(new) - 1
-    h = (lengths[:, None] - 1) * _QUANTILES
-    left = np.floor(h).astype(np.int64)
-    t = h - left
-    i = starts[:, None] + left
-    j = starts[:, None] + np.minimum(left + 1, lengths[:, None] - 1)
-    a, b = ordered[i], ordered[j]
-    # Both forms, as in NumPy: the edge must equal it to the last bit, or values that lie on an edge change bins.
-    edges = np.where(t < 0.5, a + (b - a) * t, b - (b - a) * (1 - t))
-    n_runs = int(run_of[-1]) + 1 if len(run_of) else 0
-    at_or_above = np.where(edges <= a, run_of[i], run_of[j])
-    above = np.where(edges >= b, run_of[j] + 1, np.where(edges <= a, run_of[i] + 1, run_of[j]))
-    before = N_BINS * np.repeat(np.arange(len(lengths)), lengths)[new]
-    upper = np.cumsum(np.bincount(at_or_above.ravel(), minlength=n_runs)) - before
-    lower = np.cumsum(np.bincount(above.ravel(), minlength=n_runs + 1)[:n_runs]) - before
-    out = np.empty((2, len(values)), dtype=np.int64)
-    out[0, positions], out[1, positions] = lower[run_of], upper[run_of]
-    return out[0], out[1]
+    totals = np.asarray(X.sum(axis=1)).ravel().astype(np.float32)
+    values = X.data.astype(np.float32)
+    values /= np.repeat(totals / np.float32(target_sum), np.diff(X.indptr))
+    np.log1p(values, out=values)
+    values /= np.float32(np.log(base))
+    return values
+
+
+def read_genes(path: Path, expected: int, model: str) -> list[str]:
+    """Read the order of a model's genes from a text file or from ``var_names`` of an h5ad file.
+
+    Parameters
+    ----------
+    path
+        One symbol per line, or an h5ad file of which only the gene axis is read.
+    expected
+        Number of genes that the weights hold.
+    model
+        Name for the message.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is unreadable, or its genes are not that many distinct ones.
+    """
+    try:
+        genes = _var_names(path) if path.suffix == ".h5ad" else path.read_text().split()
+    except (OSError, KeyError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            "checkpoint",
+            f"{path.name}: {error}",
+            "one gene symbol per line, or an h5ad file",
+            f"copy the gene list of {model} again.",
+        ) from error
+    distinct = len(set(genes))
+    if len(genes) != expected or distinct != expected:
+        raise CheckpointError(
+            "checkpoint",
+            f"{path.name} with {len(genes):,} genes, {distinct:,} of them distinct",
+            f"exactly the {expected:,} genes of the weights, in their order",
+            f"take the gene list that belongs to these weights of {model}; the order cannot be guessed.",
+        )
+    return genes
+
+
+def _var_names(path: Path) -> Sequence[str]:
+    """The gene axis of an h5ad file; old ones hold ``var`` as one compound array."""
+    import h5py
+
+    with h5py.File(path) as file:
+        var = file["var"]
+        if isinstance(var, h5py.Dataset):
+            names = var[()]["index" if "index" in var.dtype.names else "_index"]
+        else:
+            names = var[var.attrs["_index"]][()]
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]

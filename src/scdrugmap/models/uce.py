@@ -21,30 +21,24 @@ from scdrugmap.genes.identifiers import Genes
 from scdrugmap.models.base import Batch, ModelOptions, NetworkModel
 from scdrugmap.models.blocks.transformer import PostNormBlock
 from scdrugmap.models.card import ModelCard
-from scdrugmap.models.checkpoint import (
-    digests,
-    load_strict,
-    load_tensors,
-    require_file,
-    split_qkv,
-)
+from scdrugmap.models.checkpoint import digests, load_strict, load_tensors, require_file, split_qkv
 from scdrugmap.models.counts import Alignment, Counts, uniforms
-from scdrugmap.models.proteins import FileRows, Genome, ProteinRows, RandomRows, read_genome
+from scdrugmap.models.proteins import (
+    PROTEOMES,
+    FileRows,
+    Genome,
+    ProjectedProteins,
+    ProteinRows,
+    RandomRows,
+    random_genome,
+    read_genome,
+)
+from scdrugmap.models.sampling import draw_entries, draw_in_file_order
 from scdrugmap.models.streams import FileOrderStream
 from scdrugmap.models.tokens import Tokens
 from scdrugmap.models.weights import randomize
 
 PAD, CHROMOSOME_END, CLS = 0, 2, 3
-_SPECIES = {
-    "human": "Homo_sapiens.GRCh38",
-    "mouse": "Mus_musculus.GRCm39",
-    "frog": "Xenopus_tropicalis.Xenopus_tropicalis_v9.1",
-    "zebrafish": "Danio_rerio.GRCz11",
-    "mouse_lemur": "Microcebus_murinus.Mmur_3.0",
-    "pig": "Sus_scrofa.Sscrofa11.1",
-    "macaca_fascicularis": "Macaca_fascicularis.Macaca_fascicularis_6.0",
-    "macaca_mulatta": "Macaca_mulatta.Mmul_10",
-}
 _WEIGHTS = ["4layer_model.torch", "33l_8ep_1024t_1280.torch", "*model*.torch"]
 _IGNORED = (r"pe_embedding\.weight", r"binary_decoder\..*", r"gene_embedding_layer\..*")
 #: Widths: network, feed-forward, protein vectors, first decoder layer, output; then layers and positions.
@@ -114,7 +108,7 @@ class UCE(NetworkModel):
         year=2023,
         citation="Rosen et al. 2023, Universal Cell Embeddings, bioRxiv 2023.11.28.568918",
         aliases=("universal cell embeddings",),
-        species=tuple(_SPECIES),
+        species=tuple(PROTEOMES),
         gene_id="symbol",
         dim=1280,
         vocab_size=_OFFICIAL_ROWS,
@@ -139,26 +133,19 @@ class UCE(NetworkModel):
             raise InputError("heads", found, expected, "pass the heads that the checkpoint was trained with.")
         self.genome = genome
         self.sequential = self.options.draws == "stream"
-        rows = np.array(sorted(genome.vocabulary.values()), dtype=np.int64)
-        self._by_position = rows[np.lexsort((rows, genome.start[rows], genome.chromosome[rows]))]
-        self._position = np.full(genome.n_rows, -1, dtype=np.int64)
-        self._position[self._by_position] = np.arange(len(rows))
-        self._codes, local = np.unique(genome.chromosome[rows], return_inverse=True)
-        self._chromosome = np.full(genome.n_rows, -1, dtype=np.int64)
-        self._chromosome[rows] = local
-        used = np.concatenate([[PAD, CHROMOSOME_END, CLS], rows, genome.chromosome_offset + self._codes])
+        self._mark = genome.chromosome_offset + genome.chromosomes
+        used = np.concatenate([[PAD, CHROMOSOME_END, CLS], genome.by_position, self._mark])
         self._slot = np.full(genome.n_rows, -1, dtype=np.int64)
         self._slot[used] = np.arange(len(used))
         # The initial values are never used: every one is overwritten.
         with torch.device("meta"):
-            network = UCENetwork(**sizes, heads=self.options.heads)
+            network = UCENetwork(**sizes, heads=self.options.heads, source=proteins, rows=used)
         self.network = network.to_empty(device="cpu")
-        self.network.proteins, self.network.rows = proteins, used
 
     @property
     def dim(self) -> int:
         """Width of the embedding."""
-        return self.network.decoder[3].out_features
+        return self.network.out
 
     @property
     def vocabulary(self) -> Mapping[str, int]:
@@ -220,9 +207,9 @@ class UCE(NetworkModel):
         survey = self._survey_of(counts)
         rows, drawn, priority = self._draw(counts, survey)
         # One sort per cell by chromosome, in its random order, and position.
-        chromosome = np.take_along_axis(priority, self._chromosome[drawn], axis=1)
-        keys = np.sort((chromosome << 32) | self._position[drawn], axis=1)
-        token = self._by_position[keys & 0xFFFFFFFF]
+        ranks = np.take_along_axis(priority, self.genome.chromosome[drawn], axis=1)
+        keys = np.sort((ranks << 32) | self.genome.position[drawn], axis=1)
+        token = self.genome.by_position[keys & 0xFFFFFFFF]
         first = np.ones(keys.shape, dtype=bool)
         first[:, 1:] = (keys[:, 1:] >> 32) != (keys[:, :-1] >> 32)
         last = np.roll(first, -1, axis=1)
@@ -237,7 +224,7 @@ class UCE(NetworkModel):
         # Before each gene stand CLS, its own chromosome's mark and both marks of each earlier chromosome.
         place = begin[:, None] + np.arange(size) + 2 * np.cumsum(first, axis=1)
         ids[place] = token
-        ids[place[first] - 1] = self.genome.chromosome_offset + self.genome.chromosome[token[first]]
+        ids[place[first] - 1] = self._mark[self.genome.chromosome[token[first]]]
         ids[place[last] + 1] = CHROMOSOME_END
         usable = np.zeros(n, dtype=bool)
         usable[rows] = True
@@ -256,7 +243,7 @@ class UCE(NetworkModel):
         """Length of each cell's sentence; 0 for a cell without one."""
         rows, drawn, _ = self._draw(counts, survey)
         lengths = np.zeros(counts.X.shape[0], dtype=np.int64)
-        chromosomes = np.sort(self._chromosome[drawn], axis=1)
+        chromosomes = np.sort(self.genome.chromosome[drawn], axis=1)
         lengths[rows] = 3 + self.options.sample_size + 2 * (np.diff(chromosomes, axis=1) > 0).sum(axis=1)
         return lengths
 
@@ -272,35 +259,17 @@ class UCE(NetworkModel):
         rows = np.flatnonzero(usable)
         if survey is not None and survey.stream is not None:
             survey.stream.advance(counts.rows)
-            return rows, *self._draw_official(counts, rows, np.flatnonzero(used), survey.stream.values)
-        # Whole-number weights: their running sum, and so the draw, is the same wherever a cell stands.
-        weights = np.rint(np.log1p(counts.X.data) * 2.0**30).astype(np.int64) * entry
-        bounds = np.concatenate([[0], np.cumsum(weights)])
-        low, high = bounds[counts.X.indptr[:-1]][rows], bounds[counts.X.indptr[1:]][rows]
+            columns = np.flatnonzero(used)
+            group = self.genome.chromosome[counts.ids[columns]]
+            draw = draw_in_file_order(counts.X[rows][:, columns], group, self.options.sample_size, survey.stream.values)
+            return rows, counts.ids[columns[draw[0]]], draw[1]
         keys, size, seed = counts.cell_keys[rows][:, None], self.options.sample_size, self.options.seed
+        # Ascending numbers walk through memory in order; the order of the draws means nothing.
         u = np.sort(uniforms(keys, np.arange(size), seed), axis=1)
-        targets = low[:, None] + (u * (high - low)[:, None]).astype(np.int64)
-        entries = np.searchsorted(bounds, targets.ravel(), side="right").reshape(targets.shape) - 1
-        order = np.argsort(uniforms(keys, 2**32 + self._codes, seed), axis=1)
+        bounds = np.stack([counts.X.indptr[:-1][rows], counts.X.indptr[1:][rows]])
+        entries = draw_entries(np.log1p(counts.X.data) * entry, bounds, u)
+        order = np.argsort(uniforms(keys, 2**32 + self.genome.chromosomes, seed), axis=1)
         return rows, counts.ids[counts.X.indices[entries]], np.argsort(order, axis=1)
-
-    def _draw_official(
-        self, counts: Counts, rows: np.ndarray, columns: np.ndarray, rng: np.random.RandomState
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Draw as the official code does: one cell after the other, since a shuffle takes as many numbers as it needs."""
-        size, ids = self.options.sample_size, counts.ids[columns]
-        drawn = np.empty((len(rows), size), dtype=np.int64)
-        priority = np.zeros((len(rows), len(self._codes)), dtype=np.int64)
-        for i, row in enumerate(rows):
-            weights = torch.log1p(torch.from_numpy(counts.X[[row]].toarray()[0, columns].astype(np.float32)))
-            p = (weights / weights.sum()).numpy()
-            # The second sum runs from left to right in float32.
-            cumulated = np.cumsum((p / np.cumsum(p)[-1]).astype(np.float64))
-            drawn[i] = ids[np.searchsorted(cumulated / cumulated[-1], rng.random_sample(size), side="right")]
-            present = np.unique(self._chromosome[drawn[i]])
-            rng.shuffle(present)
-            priority[i, present] = np.arange(len(present))
-        return drawn, priority
 
     def collate(self, tokens: Tokens) -> Batch:
         """Pad; official pads are tokens of their own, with a bias of +1 in the attention."""
@@ -328,7 +297,7 @@ class UCE(NetworkModel):
         path, name = Path(path), cls.card.name
         species = cls._validated({k: v for k, v in options.items() if k != "recipe"}).species  # type: ignore[attr-defined]
         weights_file = path if path.is_file() else require_file(path, _WEIGHTS, name)
-        symbols = f"{_SPECIES[species]}.gene_symbol_to_embedding_ESM2.pt"
+        symbols = f"{PROTEOMES[species]}.gene_symbol_to_embedding_ESM2.pt"
         symbols_file = require_file(path, [f"protein_embeddings/{symbols}", symbols], name)
         places_file = require_file(path, ["species_chrom.csv"], name)
         offsets_file = require_file(path, ["species_offsets.json", "species_offsets.pkl"], name)
@@ -344,19 +313,14 @@ class UCE(NetworkModel):
     @classmethod
     def random(cls, genes: Genes, *, size: Literal["tiny", "official"] = "tiny", rng: int = 0, **options: Any) -> Self:
         """Build UCE with random weights and random chromosomes for these genes."""
-        names, n_chromosomes, sizes = sorted({str(s).upper() for s in genes.symbols} - {""}), 24, _TINY
-        n_rows = 4 + len(names) + n_chromosomes
+        names = sorted({str(s).upper() for s in genes.symbols} - {""})
+        sizes, n_rows, n_chromosomes = _TINY, 4 + len(names) + 24, 24
         if size == "official":
             names = [*names[:_OFFICIAL_GENES], *(f"UNUSED{i}" for i in range(_OFFICIAL_GENES - len(names)))]
-            n_rows, n_chromosomes, sizes = _OFFICIAL_ROWS, _OFFICIAL_CHROMOSOMES, _OFFICIAL
+            sizes, n_rows, n_chromosomes = _OFFICIAL, _OFFICIAL_ROWS, _OFFICIAL_CHROMOSOMES
         else:
             options = {"heads": 4, **options}
-        generator = np.random.Generator(np.random.PCG64(rng))
-        chromosome, start = np.full(n_rows, -1), np.full(n_rows, -1)
-        chromosome[4 : 4 + len(names)] = generator.integers(0, 24, len(names))
-        start[4 : 4 + len(names)] = generator.permutation(len(names))
-        vocabulary = {s: 4 + i for i, s in enumerate(names)}
-        genome = Genome(n_rows, n_rows - n_chromosomes, vocabulary, chromosome, start)
+        genome = random_genome(names, n_rows, n_rows - n_chromosomes, rng)
         model = cls(sizes, genome, RandomRows(sizes["token_dim"], rng), **options)
         randomize(model.network, rng)
         model.network.positions.copy_(_sinusoids(sizes["positions"], sizes["dim"]))
@@ -372,12 +336,11 @@ class UCENetwork(nn.Module):
     ----------
     dim, hidden, token_dim, wide, out, layers, positions, heads, dropout
         Sizes.
+    source, rows
+        Where protein vectors are read, and the rows of them that the tokens of a batch count.
     """
 
     positions: Tensor
-    #: Where protein vectors are read, and the rows of them that the tokens of a batch count.
-    proteins: ProteinRows
-    rows: np.ndarray
 
     def __init__(
         self,
@@ -390,17 +353,19 @@ class UCENetwork(nn.Module):
         layers: int,
         positions: int,
         heads: int,
+        source: ProteinRows,
+        rows: np.ndarray,
         dropout: float = 0.05,
     ) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(nn.Linear(token_dim, dim), nn.GELU(), nn.LayerNorm(dim))
+        self.proteins = ProjectedProteins(source, rows, token_dim, dim)
         self.register_buffer("positions", torch.empty(positions, dim))
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(PostNormBlock(dim, heads, hidden, dropout=dropout) for _ in range(layers))
         widths = [(dim, wide), (wide, out), (out, out)]
         steps = [nn.Sequential(nn.Linear(*w), nn.LayerNorm(w[1]), nn.GELU(), nn.Dropout(dropout)) for w in widths]
         self.decoder = nn.Sequential(*steps, nn.Linear(out, out))
-        self._projected: tuple[tuple[object, ...], Tensor] | None = None
+        self.out = out
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Decoder output at ``CLS`` with norm one, ``(n, out)``."""
@@ -416,22 +381,7 @@ class UCENetwork(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Projected proteins plus positions, ``(n, length, dim)``."""
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters()):
-            tokens, places = torch.unique(ids, return_inverse=True)
-            x = F.embedding(places, self._project(self.rows[tokens.cpu().numpy()]))
-        else:
-            x = F.embedding(ids, self.table())
-        return self.dropout(x + self.positions[: ids.shape[1]])
-
-    def table(self) -> Tensor:
-        """Projection of every token, computed once and again after the encoder has changed."""
-        key = (self.positions.device, *((id(p), p.data_ptr(), p._version) for p in self.encoder.parameters()))
-        if self._projected is None or self._projected[0] != key:
-            # An ordinary float32 tensor, which training may use later, whatever mode the caller is in.
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast(key[0].type, enabled=False):
-                parts = [self._project(self.rows[i : i + 1024]) for i in range(0, len(self.rows), 1024)]
-                self._projected = (key, torch.cat(parts))
-        return self._projected[1]
+        return self.dropout(self.proteins(ids) + self.positions[: ids.shape[1]])
 
     def states(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
         """Input of the transformer and the output of every layer at every position."""
@@ -439,11 +389,6 @@ class UCENetwork(nn.Module):
         for block in self.blocks:
             states.append(block(states[-1], batch.get("mask")))
         return states
-
-    def _project(self, rows: np.ndarray) -> Tensor:
-        """Project rows of the token table to the width of the network."""
-        vectors = F.normalize(self.proteins.read(rows).to(self.positions.device), dim=-1)
-        return self.encoder(vectors) * self.positions.shape[1] ** 0.5
 
 
 def _row_sums(counts: Counts, entry: np.ndarray) -> np.ndarray:
@@ -486,6 +431,7 @@ def _renamed(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     for key, tensor in official.items():
         name = re.sub(r"^transformer_encoder\.layers\.", "blocks.", key).replace(".self_attn.", ".attention.")
+        name = re.sub(r"^encoder\.", "proteins.encoder.", name)
         if key == "pos_encoder.pe":
             out["positions"] = tensor.flatten(1)
         elif ".in_proj_" in name:

@@ -220,7 +220,13 @@ class _Asked:
         store: str | Path | None,
     ) -> None:
         self.adata, self.heads, self.strategies, self.layer = adata, heads, strategies, layer
-        self.options, self.label_key, self.sample_key, self.seed, self.store = options, label_key, sample_key, seed, store
+        self.options, self.label_key, self.sample_key, self.seed, self.store = (
+            options,
+            label_key,
+            sample_key,
+            seed,
+            store,
+        )
 
     def contenders(self, models: Any, counts: inputs.Counted | None) -> tuple[list[Contender], inputs.Counted | None]:
         """One contender per model and strategy, and the counts if any of them is fitted per fold."""
@@ -235,7 +241,9 @@ class _Asked:
                 out.append(array_contender(name, what, self.heads, n=self.adata.n_obs))
         return out, counts
 
-    def _by_name(self, name: str, what: str, counts: inputs.Counted | None) -> tuple[list[Contender], inputs.Counted | None]:
+    def _by_name(
+        self, name: str, what: str, counts: inputs.Counted | None
+    ) -> tuple[list[Contender], inputs.Counted | None]:
         from scdrugmap.models import registry
 
         if what in self.adata.obsm:
@@ -251,9 +259,13 @@ class _Asked:
             if counts is None:
                 counts, why = inputs.read_counts(self.adata, self.layer)
                 if counts is None:
-                    raise InputError("models", what, "raw counts in X or a layer", f"pass layer= or another model. {why}")
+                    raise InputError(
+                        "models", what, "raw counts in X or a layer", f"pass layer= or another model. {why}"
+                    )
             return [inputs.fitted_contender(card.key, counts, self.heads, options=options)], counts
-        strategies = ["prompt"] if card.kind == "prompt" else [s for s in self.strategies if s != "prompt"] or ["frozen"]
+        strategies = (
+            ["prompt"] if card.kind == "prompt" else [s for s in self.strategies if s != "prompt"] or ["frozen"]
+        )
         out = []
         for strategy in strategies:
             if strategy == "frozen":

@@ -15,6 +15,7 @@ computes the features again.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -67,10 +68,17 @@ class KeySums:
         scale = torch.exp(top - half - raised[:, None, None]) / peak
         if keys is not None:
             scale = scale.masked_fill((keys <= 0)[:, None], 0.0)
+        # In place, so that a part of the cells can be added to through `of`.
         self.sums *= torch.exp(self.top - raised)[:, None, None, None]
         self.sums += _over_positions(soft, weighted * scale[..., None])
         self.plain += weighted.sum(2, keepdim=True)
-        self.top = raised
+        self.top.copy_(raised)
+
+    def of(self, cells: slice) -> KeySums:
+        """The sums of some of the cells, in the same memory."""
+        part = copy.copy(self)
+        part.top, part.sums, part.plain = self.top[cells], self.sums[cells], self.plain[cells]
+        return part
 
     def total(self) -> Tensor:
         """The sums, ``(n, heads, m, d + 1)``."""
@@ -120,7 +128,7 @@ def _weighted(v: Tensor, keys: Tensor | None, values: Tensor | None) -> Tensor:
     return torch.cat([v * values[:, None, :, None].to(v.dtype), column.expand(-1, v.shape[1], -1, -1)], -1)
 
 
-def _tiles(n: int, length: int, row_bytes: int, device: torch.device) -> Iterator[tuple[slice, list[slice]]]:
+def tiles(n: int, length: int, row_bytes: int, device: torch.device) -> Iterator[tuple[slice, list[slice]]]:
     """Groups of cells, and the pieces of their positions, whose features fit the tile."""
     budget = _TILE_BYTES["cpu"] * torch.get_num_threads() if device.type == "cpu" else _TILE_BYTES["other"]
     cells = min(n, max(1, budget // (row_bytes * length)))
@@ -144,13 +152,13 @@ class _Favor(torch.autograd.Function):
         n, heads, length, _ = k.shape
         row_bytes = heads * projection.shape[0] * projection.element_size()
         out, sums, top = torch.empty_like(q), [], []
-        for cells, pieces in _tiles(n, length, row_bytes, q.device):
+        for cells, pieces in tiles(n, length, row_bytes, q.device):
             gathered = KeySums(len(k[cells]), heads, projection)
             for p in pieces:
                 gathered.add(k[cells, :, p], v[cells, :, p], _part(keys, cells, p), _part(values, cells, p))
             sums.append(gathered.total())
             top.append(gathered.top)
-        for cells, pieces in _tiles(n, q.shape[2], row_bytes, q.device):
+        for cells, pieces in tiles(n, q.shape[2], row_bytes, q.device):
             total = torch.cat(sums)[cells]
             for p in pieces:
                 out[cells, :, p] = answer(q[cells, :, p], total, projection)
@@ -164,7 +172,7 @@ class _Favor(torch.autograd.Function):
         (n, heads, length, d), shrink = k.shape, q.shape[3] ** -0.5
         row_bytes = 2 * heads * projection.shape[0] * projection.element_size()
         dq, dk, dv, dsums = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.zeros_like(sums)
-        for cells, pieces in _tiles(n, q.shape[2], row_bytes, q.device):
+        for cells, pieces in tiles(n, q.shape[2], row_bytes, q.device):
             for p in pieces:
                 rows = q[cells, :, p]
                 soft, peak, _, half = _features(rows, projection)
@@ -178,7 +186,7 @@ class _Favor(torch.autograd.Function):
                 # The maximum over the features moves with its largest one.
                 du.scatter_add_(-1, soft.argmax(-1, keepdim=True), -slope)
                 dq[cells, :, p] = torch.matmul(du, projection) - rows * (slope * shrink)
-        for cells, pieces in _tiles(n, length, row_bytes, q.device):
+        for cells, pieces in tiles(n, length, row_bytes, q.device):
             dtop = top.new_zeros(len(top[cells]))
             best = top.new_full((len(dtop),), -torch.inf)
             place = torch.zeros(len(dtop), dtype=torch.long, device=q.device)
@@ -318,7 +326,7 @@ class PerformerBlock(nn.Module):
         n, length, _ = x.shape
         start, stop, _ = (rows or slice(None)).indices(length)
         y = x.new_empty(n, stop - start, x.shape[2])
-        for cells, pieces in _tiles(n, length, self.row_bytes, x.device):
+        for cells, pieces in tiles(n, length, self.row_bytes, x.device):
             sums = self.sums(len(x[cells]))
             for p in pieces:
                 self.read(sums, x[cells, p], _part(keys, cells, p), _part(values, cells, p))

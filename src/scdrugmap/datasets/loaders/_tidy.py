@@ -1,0 +1,141 @@
+"""The form that every loader gives: CSR counts, the same ``obs`` columns, the same record in ``uns``."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from scdrugmap._errors import ScDrugMapWarning
+from scdrugmap._keys import CLASSES, KEYS
+
+#: ``obs`` columns of every loaded study, and what sources call them.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    KEYS.sample: ("sample_id", "orig.ident", "library", "library_id"),
+    KEYS.patient: ("patient_id", "donor", "donor_id", "individual"),
+    KEYS.study: ("dataset", "accession"),
+    KEYS.drug: ("perturbation", "treatment", "compound"),
+    KEYS.tissue: ("tissue_type", "organism_part"),
+    KEYS.cancer_type: ("cancer", "disease"),
+    KEYS.time_point: ("timepoint", "time"),
+}
+HOW_TO_LABEL = (
+    "the response of a cell cannot be read off this source; obs['response'] is empty. Fix: put what the samples' "
+    "descriptions say into an obs column and call scdrugmap.pp.harmonize_response(adata, column)."
+)
+
+
+def response_of(texts: pd.Series) -> pd.Categorical:
+    """Read ``sensitive`` or ``resistant`` in a text; anything else, or both, stays empty."""
+    low = texts.astype("string").str.lower()
+    hits = {c: low.str.contains(c, regex=False).fillna(False).to_numpy(bool) for c in CLASSES}
+    labels = np.full(len(texts), None, object)
+    for this, other in (CLASSES, CLASSES[::-1]):
+        labels[hits[this] & ~hits[other]] = this
+    return pd.Categorical(labels, categories=list(CLASSES))
+
+
+def tidy_obs(obs: pd.DataFrame, facts: Mapping[str, str], *, response: str | None, what: str) -> pd.DataFrame:
+    """Give ``obs`` the columns that every loaded study has.
+
+    Parameters
+    ----------
+    obs
+        Table of the source; its own columns are kept.
+    facts
+        Values for columns that the source does not hold.
+    response
+        Column with the response as text, if there is one.
+    what
+        Name of the source, for warnings.
+
+    Returns
+    -------
+    A new table; text columns are categorical.
+    """
+    obs = obs.copy()
+    if response is not None:
+        obs[KEYS.response] = response_of(obs[response])
+        unread = sorted(set(obs.loc[obs[KEYS.response].isna(), response].astype(str)))
+        if unread:
+            _warn(f"{what}: {response} holds {', '.join(map(repr, unread[:5]))}, which is neither; {HOW_TO_LABEL}")
+    else:
+        obs[KEYS.response] = pd.Categorical([None] * len(obs), categories=list(CLASSES))
+        _warn(f"{what}: {HOW_TO_LABEL}")
+    for column, others in COLUMNS.items():
+        if facts.get(column):
+            obs[column] = facts[column]
+        elif column not in obs:
+            known = next((o for o in others if o in obs), None)
+            obs[column] = obs[known] if known else pd.Series(pd.NA, obs.index, dtype="string")
+    for column in COLUMNS:
+        if not isinstance(obs[column].dtype, pd.CategoricalDtype):
+            obs[column] = pd.Categorical(obs[column].astype("string").astype(object))
+    obs.index = obs.index.astype(str)
+    return obs
+
+
+def tidy_var(names: pd.Index, *, symbols: pd.Series | None = None) -> pd.DataFrame:
+    """``var`` with unique names; identifiers that are recognised go to their own column."""
+    from anndata.utils import make_index_unique
+
+    original = pd.Index(names.astype(str))
+    var = pd.DataFrame(index=make_index_unique(original) if not original.is_unique else original)
+    ensembl = original.str.fullmatch(r"ENS[A-Z]*G\d{6,}(\.\d+)?")
+    if symbols is not None:
+        var[KEYS.gene_symbol] = np.asarray(symbols, object)
+    elif not ensembl.any():
+        var[KEYS.gene_symbol] = np.asarray(original, object)
+    if ensembl.any():
+        stripped = original.str.replace(r"\.\d+$", "", regex=True)
+        var[KEYS.ensembl_id] = np.where(ensembl, stripped, "").astype(object)
+    return var
+
+
+def provenance(path: Path, reader: str, **more: Any) -> dict[str, Any]:
+    """Record for ``uns``: file, digest, reader, version, and what the caller adds."""
+    import pooch
+
+    import scdrugmap
+
+    digest = pooch.file_hash(str(path)) if path.is_file() else ""
+    record = {"file": path.name, "sha256": digest, "reader": reader, "scdrugmap": scdrugmap.__version__, **more}
+    return {k: v for k, v in record.items() if v is not None}
+
+
+def finish(adata: ad.AnnData, what: str) -> ad.AnnData:
+    """Make X CSR float32 and say so where it does not hold counts."""
+    matrix = adata.X
+    if not sparse.issparse(matrix):
+        matrix = sparse.csr_matrix(np.asarray(matrix, np.float32))
+    matrix = matrix.tocsr().astype(np.float32)
+    matrix.sort_indices()
+    adata.X = matrix
+    counts = looks_like_counts(matrix.data)
+    adata.uns.setdefault(KEYS.provenance, {})["values"] = "counts" if counts else "not counts"
+    if not counts:
+        _warn(f"{what}: the values are not counts (negative or not whole); models that need raw counts will refuse them.")
+    return adata
+
+
+def looks_like_counts(values: np.ndarray) -> bool:
+    """Whether all values (looked at in pieces) are whole and not negative."""
+    pieces = range(0, values.size, 1 << 22)
+    return all(bool(np.all(v >= 0) and np.all(v == np.rint(v))) for v in (values[i : i + (1 << 22)] for i in pieces))
+
+
+def study_of(path: Path) -> str | None:
+    """Accession in a file name, if there is one."""
+    match = re.search(r"GSE\d+", path.name)
+    return match[0] if match else None
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, ScDrugMapWarning, stacklevel=4)

@@ -1,0 +1,105 @@
+"""The card of a predictor in Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scdrugmap import __version__
+
+
+def markdown(predictor: Any) -> str:
+    """Describe a predictor.
+
+    Parameters
+    ----------
+    predictor
+        A :class:`~scdrugmap.response.ResponsePredictor`.
+
+    Returns
+    -------
+    Markdown with the metadata block that model hubs read.
+    """
+    t, rep = predictor.training, predictor.representation
+    lines = [
+        "---",
+        "library_name: scdrugmap",
+        "tags: [single-cell, drug-response, anndata]",
+        "---",
+        "",
+        f"# Drug response predictor on {rep.label}",
+        "",
+        "Predicts for every cell whether it is *resistant* or *sensitive*; the score is P(sensitive). "
+        f"Made by scdrugmap {t.get('scdrugmap', __version__)}.",
+        "",
+        "```python",
+        "import scdrugmap as sd",
+        'predictor = sd.load_predictor("path/of/this/folder")',
+        "sd.tl.predict_response(adata, predictor)",
+        "```",
+        "",
+        "## Training data",
+        "",
+        _table(
+            {
+                "cells": f"{t.get('n_cells', 0):,} ({t.get('n_resistant', 0):,} resistant, {t.get('n_sensitive', 0):,} sensitive)",
+                "unlabelled cells, not used": f"{t.get('n_unlabelled', 0):,}",
+                "cells without embedding, not used": f"{t.get('n_unusable', 0):,}",
+                f"groups ({t.get('groups') or 'none'})": t.get("n_groups", ""),
+                **{name: ", ".join(values) for name, values in t.get("columns", {}).items()},
+            }
+        ),
+        "",
+        "## Training",
+        "",
+        _table({k: t[k] for k in ("strategy", "head", "seed", "epochs_kept", "training_loss") if k in t}),
+    ]
+    lines += _base_model(rep)
+    if "lora" in t:
+        lines += ["", "## Adapters", "", _table(t["lora"])]
+    lines += ["", "## Trust", "", _table(_trust(predictor))]
+    lines += [
+        "",
+        "## Limits",
+        "",
+        "Labels of single cells are mostly those of their sample, so that a predictor can learn what tells samples apart "
+        "instead of what tells resistant from sensitive cells. Judge it on samples, patients and studies that it has not "
+        "seen. Not for clinical use.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _base_model(rep: Any) -> list[str]:
+    """Section about the foundation model."""
+    if rep.kind != "network":
+        return []
+    from scdrugmap.models import registry
+
+    card = registry.get(rep.model or rep.name).card
+    digests = {f"sha256 of {name}": f"`{value}`" for name, value in rep.digests.items()}
+    about = {"model": card.name, "citation": card.citation, "licence of the weights": card.weights_licence}
+    return ["", "## Base model", "", "Referenced, not contained:", "", _table({**about, **digests})]
+
+
+def _trust(predictor: Any) -> dict[str, Any]:
+    """What the predictor knows about its own doubt."""
+    sets, ood = predictor.conformal, predictor.ood
+    method = predictor.calibration and predictor.calibration.method
+    held_out = {k.replace("_", " "): v for k, v in predictor.training.get("held_out", {}).items()}
+    return {
+        "calibrated probabilities": method or "no",
+        "conformal sets": f"coverage {sets.coverage:g} of each class"
+        + (f" per {predictor.conformal_by}" if sets.mondrian else "")
+        if sets
+        else "no",
+        "out-of-domain flag": f"mean distance to {ood.n_neighbors} nearest training cells above {ood.threshold:.4g}"
+        if ood
+        else "no",
+        **held_out,
+    }
+
+
+def _table(rows: dict[str, Any]) -> str:
+    """A two-column Markdown table."""
+    body = [f"| {k} | {f'{v:.4g}' if isinstance(v, float) else v} |".replace("\n", " ") for k, v in rows.items()]
+    return "\n".join(["| | |", "| --- | --- |", *body])
