@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
+
+# Tests neither read nor fill the user's cache; subprocesses inherit this.
+os.environ["SCDRUGMAP_CACHE_DIR"] = tempfile.mkdtemp(prefix="scdrugmap-tests-")
+# Two workers on two cores: more threads would only get in each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -9,7 +9,7 @@ def run(code: str) -> str:
 
 
 def test_import_is_light():
-    heavy = "torch transformers scanpy scvi sklearn anndata pandas peft matplotlib".split()
+    heavy = ["torch", "transformers", "scanpy", "scvi", "sklearn", "anndata", "pandas", "peft", "matplotlib"]
     out = run(f"import sys, scdrugmap; print([m for m in {heavy} if m in sys.modules])")
     assert out.strip() == "[]"
 

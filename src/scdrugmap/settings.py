@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     n_jobs: int = Field(1, description="Parallel processes of grids; -1 for all cores.")
     offline: bool = Field(False, description="Never open a network connection.")
     mirror: str | None = Field(None, description="Prefix that is tried before the registered addresses.")
-    embedding_cache: bool = Field(False, description="Reuse embeddings of the same cells, checkpoint and options.")
+    embedding_cache: bool = Field(True, description="Reuse embeddings of the same cells, checkpoint and options.")
     seed: int = Field(0, ge=0, description="Seed where a call passes rng=None.")
     verbosity: Literal["error", "warning", "info", "debug"] = Field("warning", description="Level of the log.")
 

@@ -84,7 +84,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if start >= len(body):
                 return self.answer(416, Content_Range=f"bytes */{len(body)}")
             rest = body[start:]
-            self.answer(206, rest[:stop], ETag=etag, Content_Length=str(len(rest)), Content_Range=f"bytes {start}-{len(body) - 1}/{len(body)}")
+            self.answer(
+                206,
+                rest[:stop],
+                ETag=etag,
+                Content_Length=str(len(rest)),
+                Content_Range=f"bytes {start}-{len(body) - 1}/{len(body)}",
+            )
         else:
             self.answer(200, body[:stop], ETag=etag, Content_Length=str(len(body)))
         if stop is not None:

@@ -85,7 +85,9 @@ def test_wrong_digest_leaves_nothing(server, registry, private_cache):
 
 def test_remedy_is_named_when_nothing_works(server, registry):
     registry([spec(server, "404", **known(server))], manual="ask the authors.")
-    with pytest.raises(DownloadError, match=r"(?s)HTTP 404.*By hand: ask the authors.*register_local\('checkpoints', 'toy'"):
+    with pytest.raises(
+        DownloadError, match=r"(?s)HTTP 404.*By hand: ask the authors.*register_local\('checkpoints', 'toy'"
+    ):
         fetch()
 
 
@@ -466,10 +468,15 @@ def test_doi_brings_address_and_digest(server, registry, monkeypatch):
 
     data = server.files["model.bin"]
     checksum = f"md5:{hashlib.md5(data).hexdigest()}"
-    reply = {"id": 7, "files": [{"key": "model.bin", "checksum": checksum, "links": {"self": f"{server.base}/cut/model.bin"}}]}
+    reply = {
+        "id": 7,
+        "files": [{"key": "model.bin", "checksum": checksum, "links": {"self": f"{server.base}/cut/model.bin"}}],
+    }
     server.files["records/7"] = json.dumps(reply).encode()
     monkeypatch.setattr(downloaders.ZenodoRepository, "base_api_url", f"{server.base}/ok/records")
-    monkeypatch.setattr(downloaders, "doi_to_url", lambda doi, **kw: f"https://zenodo.org/records/{doi.rsplit('.', 1)[1]}")
+    monkeypatch.setattr(
+        downloaders, "doi_to_url", lambda doi, **kw: f"https://zenodo.org/records/{doi.rsplit('.', 1)[1]}"
+    )
     registry([{"name": "model.bin", "urls": ["doi:10.5281/zenodo.7/model.bin"]}])
     assert (fetch() / "model.bin").read_bytes() == data
     assert ledger.read()["checkpoints/toy/model.bin"]["origin"] == "provider"

@@ -49,7 +49,18 @@ def test_keys_and_aliases_are_unique():
 
 
 def test_all_ten_models_have_a_default():
-    keys = ("tGPT", "scBERT", "Geneformer", "CellLM", "scFoundation", "scGPT", "CellPLM", "UCE", "Llama-3-8B", "GPT-4o-mini")
+    keys = (
+        "tGPT",
+        "scBERT",
+        "Geneformer",
+        "CellLM",
+        "scFoundation",
+        "scGPT",
+        "CellPLM",
+        "UCE",
+        "Llama-3-8B",
+        "GPT-4o-mini",
+    )
     assert [download.find("checkpoints", k).model for k in keys] == [catalog.normalise(k) for k in keys]
 
 
@@ -99,7 +110,9 @@ def fake_content(server, monkeypatch):
                 data = archive() if spec.unpack else f"{kind}/{key}/{spec.name}".encode()
                 server.files[f"{kind}/{key}/{spec.name}"] = data
                 digest = {"sha256": hashlib.sha256(data).hexdigest(), "md5": hashlib.md5(data).hexdigest()}
-                known = {k: v for k, v in digest.items() if getattr(spec, k)} | ({"size": len(data)} if spec.size else {})
+                known = {k: v for k, v in digest.items() if getattr(spec, k)} | (
+                    {"size": len(data)} if spec.size else {}
+                )
                 files.append(spec.model_copy(update=known))
             table[key] = entry.model_copy(update={"files": tuple(files)})
         return table
@@ -118,7 +131,9 @@ def test_round_trip_of_every_layout(fake_content):
             assert (folder / spec.name).read_bytes() == f"{kind}/{key}/{spec.name}".encode()
         if entry.files:
             assert download.where(kind, key) == folder
-            assert set(download.verify(kind, key).query("state == 'ok'")["file"]) >= {s.name for s in entry.files if s.required}
+            assert set(download.verify(kind, key).query("state == 'ok'")["file"]) >= {
+                s.name for s in entry.files if s.required
+            }
         assert download.remove(kind, key) > 0 or not entry.files
         assert not folder.exists()
     assert {p.split("/")[1] for p in fake_content.paths()} == {"ok"}

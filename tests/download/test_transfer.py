@@ -165,7 +165,11 @@ def test_is_a_downloader_for_pooch(server, tmp_path):
     import pooch
 
     path = pooch.retrieve(
-        f"{server.base}/cutonce/model.bin", None, "m.bin", tmp_path, downloader=Transfer(tmp_path / "m.part", progress=False)
+        f"{server.base}/cutonce/model.bin",
+        None,
+        "m.bin",
+        tmp_path,
+        downloader=Transfer(tmp_path / "m.part", progress=False),
     )
     assert Path(path).read_bytes() == server.files["model.bin"]
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["m.bin"]

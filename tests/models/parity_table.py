@@ -57,7 +57,28 @@ CASES: list[Case] = [
     # scGPT
     # UCE
     # scBERT
-    # CellLM
+    Case("scBERT", "cell_embedding", 1e-5, {"recipe": "scdrugmap"}),
+    Case("scBERT", "cell_embedding_6000", 1e-5, {"max_length": 6000}),
+    Case("scBERT", "cell_embedding_full", 1e-5),
+    # CellLM: this checkpoint's configuration has 1,000 positions; recipe="scdrugmap" would take 8,000.
+    Case("CellLM", "cell_embedding", 2e-5, {"recipe": "scdrugmap", "max_length": 1000}),
+    Case("CellLM", "cell_embedding_mean_valid", 2e-5),
+    Case("CellLM", "cell_embedding_cls", 2e-5, {"pooling": "cls"}),
+    Case("CellLM", "cell_embedding_ln", 2e-5, {"pooling": "mean_padded", "log_base": "e"}),
+    Case("CellLM", "cell_embedding_ln_mean_valid", 2e-5, {"log_base": "e"}),
     # scFoundation
-    # CellPLM
+    Case("scFoundation", "cell_embedding", 2e-5),
+    Case("scFoundation", "cell_embedding", 2e-5, {"recipe": "scdrugmap"}),
+    Case("scFoundation", "embedding_ce_all_t4", 2e-5, {"recipe": "official"}),
+    Case("scFoundation", "embedding_ce_all_f1", 2e-5, {"tgthighres": "f1"}),
+    Case("scFoundation", "embedding_ce_all_f1p5", 2e-5, {"tgthighres": "f1.5"}),
+    Case("scFoundation", "embedding_ce_all_a5", 2e-5, {"tgthighres": "a5"}),
+    Case("scFoundation", "embedding_ce_max_t4", 2e-5, {"pool": "max"}),
+    Case("scFoundation", "embedding_rde_all_a5", 2e-5, {"weights": "rde", "tgthighres": "a5"}),
+    Case("scFoundation", "embedding_ce_all_t4_prenormT", 2e-5, {"source_depth": "values"}),
+    # CellPLM (cell_embedding_two_batches needs a column of labels: groups="batch"; see test_cellplm.py)
+    Case("CellPLM", "cell_embedding", 5e-5),
+    Case("CellPLM", "cell_embedding_chunk20", 5e-5, {"group_size": 20}),
+    Case("CellPLM", "cell_embedding_single", 5e-5, {"group_size": 1}),
+    Case("CellPLM", "cell_embedding_seed0", 5e-5, {"recipe": "official"}),
 ]

@@ -123,7 +123,6 @@ def set_value(value):
     [
         (bad(set_value(np.nan)), {}, InputError, "NaN"),
         (bad(set_value(-1)), {}, InputError, "negative"),
-        (bad(set_value(0.5)), {}, InputError, "layer"),
         (
             bad(lambda a: setattr(a, "var_names", [f"x{i}x" for i in range(a.n_vars)])),
             {},
@@ -169,3 +168,11 @@ def test_names_are_forgiving_and_unknown_ones_get_a_suggestion(adata):
 def test_two_settings_for_several_models(adata):
     with pytest.raises(InputError, match="one model"):
         sd.tl.embed(adata, ["hvg", "pca"], key_added="x")
+
+
+def test_normalised_data_are_refused_where_counts_are_needed(adata):
+    adata.X = adata.X.multiply(0.37).tocsr()
+    before = snapshot(adata)
+    with pytest.raises(InputError, match="layer"):
+        sd.tl.embed(adata, "hvg")
+    unchanged(adata, before)

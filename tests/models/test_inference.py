@@ -242,3 +242,21 @@ def test_speed_of_waiting_does_not_matter():
     start = time.perf_counter()
     work = embed_counts(TGPT.random(genes), CountSource(X), genes, device="cpu").work
     assert 0 < work.network_seconds <= work.seconds <= time.perf_counter() - start
+
+
+def test_cache_serves_a_repeated_call_and_nothing_else(cells, tmp_path, monkeypatch):
+    X, genes = cells
+    model = TGPT.random(genes)
+    first = embed_counts(model, CountSource(X), genes, device="cpu", cache=tmp_path)
+    assert first.work.n_cached == 0
+    again = embed_counts(model, CountSource(X), genes, device="cpu", block_size=7, cache=tmp_path)
+    assert again.work.n_cached == X.shape[0]
+    np.testing.assert_array_equal(again.values, first.values)
+    changed = X.copy()
+    changed.data[0] += 1
+    for other, counts in ((model, changed), (TGPT.random(genes, max_length=16), X), (TGPT.random(genes, rng=1), X)):
+        result = embed_counts(other, CountSource(counts), genes, device="cpu", cache=tmp_path)
+        assert result.work.n_cached == 0
+    monkeypatch.setattr(model.network, "forward", lambda batch: 1 / 0)
+    served = embed_counts(model, CountSource(X), genes, device="cpu", cache=tmp_path)
+    np.testing.assert_array_equal(served.values, first.values)

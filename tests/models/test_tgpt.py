@@ -31,7 +31,9 @@ def small_counts(n=6, k=N_GENES):
 
 def tokens_of(model, X, genes):
     matched = model.align(genes)
-    return model.tokenize(Counts(matched.apply(sparse.csr_matrix(X)), matched.ids, matched.genes, np.arange(X.shape[0])))
+    return model.tokenize(
+        Counts(matched.apply(sparse.csr_matrix(X)), matched.ids, matched.genes, np.arange(X.shape[0]))
+    )
 
 
 def embed(model, X, genes):
@@ -47,11 +49,14 @@ def official_tensors(model):
         new, old = f"transformer.h.{i}", f"blocks.{i}"
         for kind in ("weight", "bias"):
             qkv = torch.cat([own[f"{old}.attention.{p}_proj.{kind}"] for p in "qkv"])
-            out[f"{new}.attn.c_attn.{kind}"] = qkv.T
+            out[f"{new}.attn.c_attn.{kind}"] = qkv.T if qkv.ndim == 2 else qkv
             out[f"{new}.attn.c_proj.{kind}"] = own[f"{old}.attention.out_proj.{kind}"].T
             out[f"{new}.mlp.c_fc.{kind}"] = own[f"{old}.linear1.{kind}"].T
             out[f"{new}.mlp.c_proj.{kind}"] = own[f"{old}.linear2.{kind}"].T
-            out[f"{new}.ln_1.{kind}"], out[f"{new}.ln_2.{kind}"] = own[f"{old}.norm1.{kind}"], own[f"{old}.norm2.{kind}"]
+            out[f"{new}.ln_1.{kind}"], out[f"{new}.ln_2.{kind}"] = (
+                own[f"{old}.norm1.{kind}"],
+                own[f"{old}.norm2.{kind}"],
+            )
         out[f"{new}.attn.bias"] = torch.ones(1, 1, 4, 4, dtype=torch.uint8)
         out[f"{new}.attn.masked_bias"] = torch.tensor(-1e4)
     out["lm_head.weight"] = own["wte.weight"]

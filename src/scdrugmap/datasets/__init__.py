@@ -6,9 +6,9 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submodules=["loaders"],
     submod_attrs={
-        "catalogue": ["catalogue", "categories", "info"],
-        "collection": ["Collection", "collection"],
-        "fetch": ["fetch"],
+        "_catalogue": ["catalogue", "categories", "info"],
+        "_collection": ["Collection", "collection"],
+        "_fetch": ["fetch"],
         "loaders": ["load"],
         "_simulate": ["simulate"],
     },

@@ -59,7 +59,7 @@ def simulate(
     n_samples_per_patient
         Samples per patient: the first before treatment (``"pre"``), the others after (``"post"``).
     n_cells
-        Cells in all, shared out unevenly over the samples.
+        Cells in all, shared out unevenly over the samples; only about that many with ``shared_controls``.
     n_genes
         Genes; those of the programmes first, then the most expressed ones of the packaged table.
     drugs

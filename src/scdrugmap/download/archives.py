@@ -67,7 +67,9 @@ def _untar(archive: Path, folder: Path) -> None:
     except (tarfile.FilterError, tarfile.LinkOutsideDestinationError) as error:
         raise DownloadError(f"{archive}: unsafe member, nothing was unpacked ({error}).") from error
     except (tarfile.TarError, EOFError) as error:
-        raise DownloadError(f"{archive}: the archive is damaged ({error}). Fix: remove it and fetch it again.") from error
+        raise DownloadError(
+            f"{archive}: the archive is damaged ({error}). Fix: remove it and fetch it again."
+        ) from error
 
 
 def _unzip(archive: Path, folder: Path) -> None:
@@ -82,7 +84,9 @@ def _unzip(archive: Path, folder: Path) -> None:
             need_space(folder, sum(m.file_size for m in members))
             bundle.extractall(folder, members)
     except zipfile.BadZipFile as error:
-        raise DownloadError(f"{archive}: the archive is damaged ({error}). Fix: remove it and fetch it again.") from error
+        raise DownloadError(
+            f"{archive}: the archive is damaged ({error}). Fix: remove it and fetch it again."
+        ) from error
 
 
 def _move(folder: Path, target: Path) -> list[Path]:

@@ -147,7 +147,11 @@ class Entry(BaseModel):
 def licence_line(entry: Entry) -> str:
     """Return the one line about the licence that is shown before the first byte."""
     flags = [t for t, on in (("non-commercial use only", entry.non_commercial), ("gated", entry.gated)) if on]
-    return " ".join([entry.licence, f"[{', '.join(flags)}]" if flags else "", entry.licence_url]).replace("  ", " ").strip()
+    return (
+        " ".join([entry.licence, f"[{', '.join(flags)}]" if flags else "", entry.licence_url])
+        .replace("  ", " ")
+        .strip()
+    )
 
 
 def normalise(key: str) -> str:

@@ -200,7 +200,9 @@ def _offline_message(entry: Entry, missing: list[FileSpec]) -> str:
     lines = [f"{entry.key} is not in the cache and offline mode is on. Fix: on a machine with internet fetch"]
     for spec in missing:
         source = expand(spec.urls[0]) if spec.urls else entry.source
-        lines.append(f"  {source} ({spec.digest or 'digest unknown'}) and put it at {ledger.folder_of(entry) / spec.name}")
+        lines.append(
+            f"  {source} ({spec.digest or 'digest unknown'}) and put it at {ledger.folder_of(entry) / spec.name}"
+        )
     return "\n".join(lines)
 
 

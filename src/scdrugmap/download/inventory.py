@@ -64,14 +64,25 @@ def ready(entry: Entry, spec: FileSpec) -> bool:
 
 
 def adopt(
-    entry: Entry, spec: FileSpec, path: Path, *, origin: str, url: str = "", digest: str | None = None, trust: bool = False
+    entry: Entry,
+    spec: FileSpec,
+    path: Path,
+    *,
+    origin: str,
+    url: str = "",
+    digest: str | None = None,
+    trust: bool = False,
 ) -> None:
     """Check a file that lies in its final place against every digest that is known, and record it."""
     from scdrugmap._logging import get_logger
 
     name, seen = ledger.name_of(entry, spec), ledger.read().get(ledger.name_of(entry, spec), {})
     sha256 = pooch.file_hash(str(path))
-    for known, by in ((spec.digest, f"the registry (evidence {spec.grade})"), (digest, "the provider"), *_earlier(spec, seen)):
+    for known, by in (
+        (spec.digest, f"the registry (evidence {spec.grade})"),
+        (digest, "the provider"),
+        *_earlier(spec, seen),
+    ):
         if known and not pooch.hashes.hash_matches(str(path), known):
             message = f"{name}: sha256 {sha256} is not the digest {known} of {by}."
             if not trust:
@@ -85,7 +96,9 @@ def adopt(
             sha256,
             ledger.ledger_path(),
         )
-    ledger.note(entry, spec, {"sha256": sha256, **ledger.stamp(path), "origin": origin, "url": url, "grade": spec.grade})
+    ledger.note(
+        entry, spec, {"sha256": sha256, **ledger.stamp(path), "origin": origin, "url": url, "grade": spec.grade}
+    )
 
 
 _TRUST = "if you are sure of yours, register_local(..., trust=True) records it as it is."
@@ -163,7 +176,16 @@ def verify(kind: Kind | None = None, key: str | None = None) -> pd.DataFrame:
                     continue
                 seen = records.get(ledger.name_of(entry, spec), {})
                 rows.append(
-                    (each, entry.key, spec.name, found, seen.get("sha256"), seen.get("origin"), spec.grade, seen.get("date"))
+                    (
+                        each,
+                        entry.key,
+                        spec.name,
+                        found,
+                        seen.get("sha256"),
+                        seen.get("origin"),
+                        spec.grade,
+                        seen.get("date"),
+                    )
                 )
     return pd.DataFrame(rows, columns=["kind", "key", "file", "state", "sha256", "origin", "grade", "date"])
 
@@ -277,7 +299,11 @@ def listing(kind: Kind, *, files: bool = False) -> pd.DataFrame:
         ]
         frame = pd.DataFrame(rows, columns=["key", "file", "required", "size", "digest", "grade", "url"])
         return frame.astype({"size": "Int64"})
-    have = {n.split("/")[1] for n, r in ledger.read().items() if n.startswith(f"{kind}/") and ("mtime_ns" in r or "members" in r)}
+    have = {
+        n.split("/")[1]
+        for n, r in ledger.read().items()
+        if n.startswith(f"{kind}/") and ("mtime_ns" in r or "members" in r)
+    }
     frame = pd.DataFrame(
         {
             "key": list(table),

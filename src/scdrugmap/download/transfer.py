@@ -324,7 +324,9 @@ def _retry_after(text: str | None, url: str) -> float | None:
     except (TypeError, ValueError):
         return None
     if wait > LONGEST_WAIT:
-        raise DownloadError(f"{url}: the server is busy and asks to come back in {wait:.0f} seconds. Fix: call again then.")
+        raise DownloadError(
+            f"{url}: the server is busy and asks to come back in {wait:.0f} seconds. Fix: call again then."
+        )
     return max(wait, 0.0)
 
 

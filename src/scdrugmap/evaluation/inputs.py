@@ -96,7 +96,9 @@ def read_cells(
                     f"a {name} for every labelled cell",
                     "fill the column, or remove those cells or their labels.",
                 )
-            groups[name] = np.where(absent, None if name == "patient" else "", values.astype(str))
+            text = values.astype(str).astype(object)
+            text[absent] = None if name == "patient" else ""
+            groups[name] = text
     study = groups.get("study", np.full(n, "all"))
     sample = groups.get("sample")
     if sample is None:
@@ -104,7 +106,9 @@ def read_cells(
     elif "study" in groups:
         sample = _qualified(study, sample)
         if "patient" in groups:
-            groups["patient"] = np.where(pd.isna(groups["patient"]), None, _qualified(study, groups["patient"]))
+            unknown = np.asarray(pd.isna(groups["patient"]))
+            groups["patient"] = _qualified(study, groups["patient"])
+            groups["patient"][unknown] = None
     extra = {c: _anndata.obs_column(adata, c, "by").to_numpy() for c in columns}
     copies = find_duplicates(adata, study, layer) if duplicates == "merge" else None
     names = adata.obs_names.to_numpy().astype(str)

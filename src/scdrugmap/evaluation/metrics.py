@@ -180,7 +180,11 @@ def resolve_metrics(metrics: Metrics = None) -> list[Metric]:
     found = list(metrics)
     if not found:
         raise InputError("metrics", "an empty list", "at least one metric", "leave it out for all metrics.")
-    return [Metric(m.__name__, "custom", m, m.__name__) if callable(m) else _named(m) for m in found]
+    return [_named(m) if isinstance(m, str) else Metric(_name(m), "custom", m, _name(m)) for m in found]
+
+
+def _name(function: object) -> str:
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def _named(name: str) -> Metric:

@@ -227,11 +227,14 @@ def compare_predictions(
     units = dict(tuple(_units(result).groupby([*CONTENDER, *CATEGORY], sort=False)))
     records: list[dict[str, Any]] = []
     for category in _units(result)[CATEGORY].drop_duplicates().itertuples(index=False):
-        both = [units.get((*who, *category)) for who in pair]
-        if both[0] is None or both[1] is None:
+        first, second = (units.get((*who, *category)) for who in pair)
+        if first is None or second is None:
             continue
-        folds = [f for f in both[0]["fold"] if f in set(both[1]["fold"])]
-        sides = [Predictions.collect(result, cells, u.set_index("fold").loc[folds].reset_index(), level) for u in both]
+        folds = [f for f in first["fold"] if f in set(second["fold"])]
+        sides = [
+            Predictions.collect(result, cells, u.set_index("fold").loc[folds].reset_index(), level)
+            for u in (first, second)
+        ]
         n_groups = len(sides[0].groups)
         weights = bootstrap_weights(
             max(n_groups, 1), n_resamples, np.random.default_rng([int(rng.integers(2**31)), n_groups])

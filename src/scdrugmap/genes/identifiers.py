@@ -116,14 +116,8 @@ class Recognition:
 
 def as_text(values: Iterable[object]) -> np.ndarray:
     """Return any column (categorical, object with missing values, numbers) as stripped text, ``""`` where missing."""
-    series = pd.Series(np.asarray(values, dtype=object))
-    missing = series.isna().to_numpy()
-    numeric = series.map(type).isin([float, np.float32, np.float64]).to_numpy()
-    # Entrez numbers with gaps come as floats: 7157.0
-    text = series.where(~numeric, series.map(lambda v: int(v) if isinstance(v, float) and v == v and v % 1 == 0 else v))
-    out = text.astype(str).str.strip().to_numpy(dtype=object)
-    out[missing | np.isin(out.astype(str), ["nan", "None", "<NA>"])] = ""
-    return out.astype(str) if len(out) else np.empty(0, dtype=str)
+    texts = [_plain(value) for value in np.asarray(values, dtype=object)]
+    return np.array(texts, dtype=str) if texts else np.empty(0, dtype=str)
 
 
 def classify(names: Iterable[str]) -> np.ndarray:
@@ -222,6 +216,16 @@ def recognise(names: Iterable[str]) -> Recognition:
         return Recognition(kind, "unknown", share, 0.0)  # type: ignore[arg-type]
     labels, counts = np.unique(told, return_counts=True)
     return Recognition(kind, str(labels[counts.argmax()]), share, float(counts.max() / len(texts)))  # type: ignore[arg-type]
+
+
+def _plain(value: object) -> str:
+    """One value as text; Entrez numbers of a column with gaps come as floats (``7157.0``)."""
+    if value is None or value is pd.NA or (isinstance(value, float | np.floating) and np.isnan(value)):
+        return ""
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return str(int(value))
+    text = str(value).strip()
+    return "" if text in ("nan", "None", "<NA>") else text
 
 
 def _series(names: Iterable[str]) -> pd.Series:

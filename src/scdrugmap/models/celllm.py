@@ -195,9 +195,7 @@ class CellLM(NetworkModel):
         return model
 
     @classmethod
-    def random(
-        cls, genes: Genes, *, size: Literal["tiny", "official"] = "tiny", rng: int = 0, **options: Any
-    ) -> Self:
+    def random(cls, genes: Genes, *, size: Literal["tiny", "official"] = "tiny", rng: int = 0, **options: Any) -> Self:
         """Build CellLM with random weights and a vocabulary of these genes."""
         names = sorted({*map(str, genes.symbols)} - {""})
         sizes = PerformerSizes(8, len(names) + 2, dim=16, depth=2, heads=2, head_dim=8, features=16, hidden=64)

@@ -26,21 +26,16 @@ from scdrugmap.models.weights import randomize
 
 #: Heads, and a buffer of old library versions.
 _IGNORED = (r"cls\..*", r"classifier\..*", r"pooler\..*", r"embeddings\.position_ids")
-_OFFICIAL = {
-    "vocab_size": 25_426,
-    "hidden_size": 256,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "intermediate_size": 512,
-    "max_position_embeddings": 2048,
-}
-_TINY = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 32,
-    "max_position_embeddings": 128,
-}
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+)
+_OFFICIAL: dict[str, Any] = dict(zip(_SIZES, (25_426, 256, 6, 4, 512, 2048), strict=True))
+_TINY: dict[str, Any] = dict(zip(_SIZES[1:], (16, 2, 4, 32, 128), strict=True))
 _CONSTANT = {"layer_norm_eps": 1e-12, "hidden_dropout_prob": 0.02, "attention_probs_dropout_prob": 0.02}
 
 
@@ -160,17 +155,7 @@ class Geneformer(NetworkModel):
         self.medians = np.ones(config["vocab_size"])
         genes = [(i, dictionaries.medians[g]) for g, i in tokens.items() if not g.startswith("<")]
         self.medians[[i for i, _ in genes]] = [m for _, m in genes]
-        self.network = GeneformerNetwork(
-            vocab_size=config["vocab_size"],
-            positions=positions,
-            dim=config["hidden_size"],
-            layers=config["num_hidden_layers"] + self.options.emb_layer,
-            heads=config["num_attention_heads"],
-            hidden=config["intermediate_size"],
-            eps=config["layer_norm_eps"],
-            dropout=config["hidden_dropout_prob"],
-            cls=self.cls,
-        )
+        self.network = GeneformerNetwork(config, config["num_hidden_layers"] + self.options.emb_layer, self.cls)
 
     @property
     def dim(self) -> int:
@@ -264,28 +249,20 @@ class GeneformerNetwork(nn.Module):
 
     Parameters
     ----------
-    vocab_size, positions, dim, layers, heads, hidden, eps, dropout
-        Sizes, and the layers that the embedding needs.
+    config
+        Sizes, as in the official ``config.json``.
+    layers
+        Layers that the embedding needs.
     cls
         Whether the first position is the embedding, instead of the mean over marked positions.
     """
 
-    def __init__(
-        self,
-        *,
-        vocab_size: int,
-        positions: int,
-        dim: int,
-        layers: int,
-        heads: int,
-        hidden: int,
-        eps: float = 1e-12,
-        dropout: float = 0.0,
-        cls: bool = False,
-    ) -> None:
+    def __init__(self, config: Mapping[str, Any], layers: int, cls: bool) -> None:
         super().__init__()
-        self.word = nn.Embedding(vocab_size, dim)
-        self.position = nn.Embedding(positions, dim)
+        dim, heads, hidden = config["hidden_size"], config["num_attention_heads"], config["intermediate_size"]
+        eps, dropout = config["layer_norm_eps"], config["hidden_dropout_prob"]
+        self.word = nn.Embedding(config["vocab_size"], dim)
+        self.position = nn.Embedding(config["max_position_embeddings"], dim)
         self.segment = nn.Parameter(torch.zeros(dim))
         self.norm = nn.LayerNorm(dim, eps=eps)
         self.dropout = nn.Dropout(dropout)
@@ -317,7 +294,7 @@ class GeneformerNetwork(nn.Module):
 def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration, if it describes the architecture that this file builds."""
     wanted = {"model_type": "bert", "hidden_act": "relu"}
-    missing = [k for k in _OFFICIAL if k not in config]
+    missing = [k for k in _SIZES if k not in config]
     other = [k for k, v in wanted.items() if config.get(k) != v]
     if config.get("position_embedding_type", "absolute") != "absolute":
         other.append("position_embedding_type")

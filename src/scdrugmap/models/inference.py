@@ -22,6 +22,7 @@ from scdrugmap import __version__
 from scdrugmap._errors import InputError
 from scdrugmap._logging import get_logger, progress
 from scdrugmap.genes.identifiers import Genes
+from scdrugmap.models import cache as finished
 from scdrugmap.models.base import GroupModel, NetworkModel
 from scdrugmap.models.counts import Alignment, Counts
 from scdrugmap.models.source import CountSource, check_values
@@ -41,6 +42,7 @@ class Work:
     n_tokens: int = 0
     n_padded: int = 0
     n_resumed: int = 0
+    n_cached: int = 0
     seconds: float = 0.0
     network_seconds: float = 0.0
     tokenize_seconds: float = 0.0
@@ -106,6 +108,7 @@ def embed_counts(
     precision: str | None = None,
     block_size: int = BLOCK,
     store: Path | None = None,
+    cache: Path | None = None,
     show_progress: bool | None = None,
 ) -> Embedding:
     """Embed every row of a count matrix.
@@ -129,6 +132,10 @@ def embed_counts(
     store
         Folder of an on-disk zarr store; a killed run that is called again with the same arguments
         computes the missing blocks only. The values are then the store's array.
+    cache
+        Folder of finished embeddings by content; used where ``store`` is not given.
+    show_progress
+        Show a progress bar; by default on a terminal.
 
     Returns
     -------
@@ -146,6 +153,15 @@ def embed_counts(
         raise no_known_gene(model, genes)
     runner = _Runner(model, source, alignment, torch_device, arithmetic, batch_size, block_size)
     n = source.shape[0]
+    key = ""
+    if cache is not None and store is None:
+        blocks = (X for _, X in source.blocks(runner.rows_per_block))
+        key = finished.content_key(runner.fingerprint(), blocks, groups)
+        known = finished.load(cache, key)
+        if known is not None:
+            runner.work.n_cells, runner.work.n_cached = n, n
+            usable = ~np.isnan(known).all(axis=1)
+            return Embedding(known, usable, alignment, str(torch_device), arithmetic, runner.work)
     values: Any
     if store is None:
         values, on_disk = np.full((n, model.dim), np.nan, dtype=np.float32), None
@@ -156,10 +172,10 @@ def embed_counts(
     start = time.perf_counter()
     with progress(n, model.card.name, "cell", show=show_progress) as bar:
         if isinstance(model, GroupModel):
-            for rows, part in runner.grouped(groups):
-                values[rows] = part
-                usable[rows] = ~np.isnan(part).all(axis=1)
-                bar.update(len(part))
+            for rows, embedded in runner.grouped(groups):
+                values[rows] = embedded
+                usable[rows] = ~np.isnan(embedded).all(axis=1)
+                bar.update(len(embedded))
         else:
             for first, size, part in runner.blocks(on_disk):
                 if part is not None and on_disk is None:
@@ -170,6 +186,9 @@ def embed_counts(
     work = runner.work
     work.seconds, work.n_cells, work.n_empty = time.perf_counter() - start, n, int((~usable).sum())
     work.token_budget = runner.budget
+    if key:
+        assert cache is not None
+        finished.save(cache, key, values)
     return Embedding(values, usable, alignment, str(torch_device), arithmetic, work)
 
 
@@ -204,6 +223,7 @@ class _Runner:
             "genes": hashlib.sha256("\n".join(map(str, self.alignment.genes)).encode()).hexdigest(),
             "target": hashlib.sha256(self.alignment.target.tobytes()).hexdigest(),
             "precision": self.precision,
+            "device": self.device.type,
         }
         return json.dumps(parts, sort_keys=True, default=str)
 
@@ -310,7 +330,7 @@ class _Arithmetic:
     """Inference mode, with autocast below float32."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self.contexts = [torch.inference_mode()]
+        self.contexts: list[Any] = [torch.inference_mode()]
         if dtype != torch.float32:
             self.contexts.append(torch.autocast(device.type, dtype=dtype))
 
@@ -326,9 +346,9 @@ class _Arithmetic:
 def block_digest(X: sparse.csr_matrix) -> bytes:
     """SHA-256 of a block of counts."""
     digest = hashlib.sha256(np.asarray(X.shape, dtype=np.int64).tobytes())
-    digest.update(np.ascontiguousarray(X.indptr, dtype=np.int64))
-    digest.update(np.ascontiguousarray(X.indices, dtype=np.int64))
-    digest.update(np.ascontiguousarray(X.data, dtype=np.float64))
+    digest.update(np.ascontiguousarray(X.indptr, dtype=np.int64).data)
+    digest.update(np.ascontiguousarray(X.indices, dtype=np.int64).data)
+    digest.update(np.ascontiguousarray(X.data, dtype=np.float64).data)
     return digest.digest()
 
 

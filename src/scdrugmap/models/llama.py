@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -21,6 +21,7 @@ from scdrugmap.models.blocks.transformer import masked_mean
 from scdrugmap.models.card import ModelCard
 from scdrugmap.models.checkpoint import digests, load_json, require_file
 from scdrugmap.models.counts import Alignment, Counts
+from scdrugmap.models.pieces import Pieces
 from scdrugmap.models.ranking import rank_rows
 from scdrugmap.models.tokens import Tokens
 from scdrugmap.models.weights import randomize
@@ -125,6 +126,8 @@ class Llama(NetworkModel):
         "scdrugmap": {"text": "code", "ties": "column", "names": "var_names", "empty": "bos"},
     }
     token_budget: ClassVar[int] = 8192
+    #: Any symbol is text: there are no unknown genes.
+    open_vocabulary: ClassVar[bool] = True
     network: LlamaNetwork
 
     def __init__(self, decoder: Any, tokenizer: Any, **options: Any) -> None:
@@ -279,6 +282,8 @@ class Llama(NetworkModel):
                     local_files_only=True,
                     use_safetensors=True,
                     output_loading_info=True,
+                    # Reported by name below, instead of by a text that the library prints.
+                    ignore_mismatched_sizes=True,
                     attn_implementation="sdpa",
                 )
         except Exception as error:
@@ -323,40 +328,6 @@ class LlamaNetwork(nn.Module):
         # Pads lie in the future of every token, so that the causal order is all the masking there is.
         last = self.decoder(input_ids=batch["ids"], use_cache=False).last_hidden_state
         return masked_mean(last.float(), batch["mask"])
-
-
-class Pieces:
-    """Token ids of words, put together to sentences.
-
-    Parameters
-    ----------
-    encode
-        Turns texts into token ids.
-    texts
-        The words, with the space before them.
-    """
-
-    def __init__(self, encode: Callable[[list[str]], list[list[int]]], texts: list[str]) -> None:
-        encoded = encode(texts)
-        self.texts, self.independent = texts, True
-        self.lengths = np.array([len(e) for e in encoded], dtype=np.int64)
-        self.starts = np.cumsum(self.lengths) - self.lengths
-        self.ids = np.array([i for e in encoded for i in e], dtype=np.int64)
-
-    def sentences(self, words: np.ndarray, offsets: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids of ragged sentences, each cut to ``room``, and the lengths before the cut."""
-        lengths = self.lengths[words]
-        ends = np.concatenate([[0], np.cumsum(lengths)])
-        before = ends[:-1] - np.repeat(ends[offsets[:-1]], np.diff(offsets))
-        kept = np.clip(room - before, 0, lengths)
-        flat = np.arange(kept.sum()) - np.repeat(np.cumsum(kept) - kept, kept)
-        return self.ids[np.repeat(self.starts[words], kept) + flat], np.diff(ends[offsets])
-
-    def compare(self, encode: Callable[[list[str]], list[list[int]]], words: np.ndarray) -> None:
-        """Note whether the tokenizer cuts a whole sentence as it cuts its words."""
-        whole = encode(["".join(self.texts[w] for w in words)])[0] if len(words) else []
-        apart, lengths = self.sentences(words, np.array([0, len(words)]), len(whole) + 1)
-        self.independent = int(lengths[0]) == len(whole) and np.array_equal(whole, apart)
 
 
 def _without_recipe(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def read_genome(symbols_file: Path, places_file: Path, offsets_file: Path, speci
         {
             "symbol": places["gene_symbol"].str.upper()[own],
             "code": np.searchsorted(codes, names[own].to_numpy(dtype=str)),
-            "start": places["start"][own].astype(np.int64),
+            "start": places["start"][own],
         }
     ).drop_duplicates()
     ambiguous = frozenset(table["symbol"][table["symbol"].duplicated()])
@@ -146,10 +146,11 @@ def random_genome(names: list[str], n_rows: int, chromosome_offset: int, rng: in
 
 
 def _places(path: Path) -> pd.DataFrame:
-    """Rows of the table of gene positions, as text."""
+    """Table of gene positions; chromosomes are text."""
     columns = ["gene_symbol", "chromosome", "start", "species"]
     try:
-        return pd.read_csv(path, usecols=columns, dtype=str, keep_default_na=False)
+        places = pd.read_csv(path, usecols=columns, dtype=str, keep_default_na=False)
+        return places.assign(start=pd.to_numeric(places["start"]).astype(np.int64))
     except (ValueError, UnicodeDecodeError) as error:
         raise CheckpointError(
             "checkpoint",

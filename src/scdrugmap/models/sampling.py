@@ -1,10 +1,47 @@
-"""Drawing genes of a cell with replacement, in proportion to weights."""
+"""Drawing genes of a cell: a uniform subset, or with replacement in proportion to weights."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 from scipy import sparse
+
+
+def lowest(u: np.ndarray, offsets: np.ndarray, size: int) -> np.ndarray:
+    """Mark the lowest numbers of each row: a uniform random subset, if the numbers are uniform.
+
+    Parameters
+    ----------
+    u
+        ``(total,)`` in [0, 1), row after row.
+    offsets
+        ``(n + 1,)`` where rows begin; each holds more than ``size`` numbers.
+    size
+        Numbers to mark in each row.
+
+    Returns
+    -------
+    ``(total,)`` bool.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> lowest(np.array([0.7, 0.2, 0.9, 0.1]), np.array([0, 4]), 2).tolist()
+    [False, True, False, True]
+    """
+    n, width = len(offsets) - 1, 1024
+    row = np.repeat(np.arange(n), np.diff(offsets))
+    part = (u * width).astype(np.int64)
+    reached = np.bincount(row * width + part, minlength=n * width).reshape(n, width).cumsum(axis=1)
+    # Numbers below the part in which the size is reached are in; of that part only the lowest.
+    last = (reached < size).sum(axis=1)
+    wanted = size - np.where(last > 0, reached[np.arange(n), last - 1], 0)
+    marked = part < last[row]
+    border = np.flatnonzero(part == last[row])
+    border = border[np.lexsort((u[border], row[border]))]
+    place = np.arange(len(border)) - np.searchsorted(row[border], row[border])
+    marked[border[place < wanted[row[border]]]] = True
+    return marked
 
 
 def draw_entries(weights: np.ndarray, bounds: np.ndarray, u: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scdrugmap._errors import CheckpointError
 from scdrugmap.genes.identifiers import Genes
-from scdrugmap.models.base import Batch, ModelOptions, NetworkModel
+from scdrugmap.models.base import Batch, ModelOptions, NetworkModel, bucket
 from scdrugmap.models.binning import log_normalized, read_genes
 from scdrugmap.models.blocks.performer import UNUSED, PerformerEncoder, PerformerSizes, renamed, tiles
 from scdrugmap.models.blocks.transformer import masked_mean
@@ -132,6 +132,11 @@ class ScBERT(NetworkModel):
         """Positions that each cell occupies in the network: the same for all."""
         return np.full(len(tokens), self.n_genes + 1)
 
+    def plan(self, tokens: Tokens, budget: int, batch_size: int | None) -> list[np.ndarray]:
+        """Batches of cells with about as many expressed genes, which each cell projects itself."""
+        order = np.argsort(-tokens.lengths, kind="stable")
+        return [order[b] for b in bucket(self.costs(tokens), budget, batch_size, tokens.usable[order])]
+
     @classmethod
     def from_checkpoint(cls, path: Path, **options: Any) -> Self:
         """Read the weights and the gene order, ``genes.txt`` or the authors' ``panglao_10000.h5ad``.
@@ -161,9 +166,7 @@ class ScBERT(NetworkModel):
         return model
 
     @classmethod
-    def random(
-        cls, genes: Genes, *, size: Literal["tiny", "official"] = "tiny", rng: int = 0, **options: Any
-    ) -> Self:
+    def random(cls, genes: Genes, *, size: Literal["tiny", "official"] = "tiny", rng: int = 0, **options: Any) -> Self:
         """Build scBERT with random weights and a vocabulary of these genes."""
         names = sorted({*map(str, genes.symbols)} - {""})
         sizes = PerformerSizes(7, len(names) + 1, dim=16, depth=2, heads=2, head_dim=8, features=16, hidden=64)

@@ -214,7 +214,8 @@ class ScFoundation(NetworkModel):
             If a file is missing, corrupt, or disagrees with the other.
         """
         path = Path(path)
-        name = options.get("weights", "cell")
+        chosen: Any = cls._validated({k: v for k, v in options.items() if k != "recipe"})
+        name = chosen.weights
         weights_file = require_file(path, [_WEIGHTS], cls.card.name)
         above = weights_file.parent.parent
         genes_file = (

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from scdrugmap._errors import CheckpointError, InputError, ScDrugMapWarning
 from scdrugmap.genes.identifiers import Genes
 from scdrugmap.models.base import Batch, ModelOptions, NetworkModel
-from scdrugmap.models.binning import N_BINS, bin_ranges
 from scdrugmap.models.blocks.transformer import PostNormBlock
 from scdrugmap.models.card import ModelCard
 from scdrugmap.models.checkpoint import digests, load_json, load_strict, load_tensors, require_file, split_qkv
 from scdrugmap.models.counts import Counts, splitmix64
-from scdrugmap.models.ranking import rank_rows
+from scdrugmap.models.quantiles import N_BINS, bin_ranges
+from scdrugmap.models.sampling import lowest
 from scdrugmap.models.streams import FileOrderStream
 from scdrugmap.models.tokens import Tokens
 from scdrugmap.models.weights import randomize
@@ -91,7 +91,7 @@ class ScGPT(NetworkModel):
         dim=512,
         vocab_size=60_697,
         max_length=1200,
-        n_parameters=50_277_888,
+        n_parameters=50_278_400,
         lora_targets=("q_proj", "k_proj", "v_proj", "out_proj"),
         checkpoints=tuple(f"scgpt/{name}" for name in _VARIANTS),
         weights_licence="not stated (code: MIT)",
@@ -159,10 +159,7 @@ class ScGPT(NetworkModel):
         kept, kept_offsets = np.arange(len(X.data)), offsets
         if np.diff(offsets).max(initial=0) >= self.options.max_length:
             kept, kept_offsets = self._shorten(counts, stream)
-        if self.options.binning == "after":
-            bins = self._bin(counts, kept, kept_offsets, stream)
-        else:
-            bins = self._bin(counts, np.arange(len(X.data)), offsets, stream)[kept]
+        bins = self._bin(counts, kept, kept_offsets, stream)
         n = len(offsets) - 1
         out = kept_offsets + np.arange(n + 1)
         gene = np.ones(out[-1], dtype=bool)
@@ -186,32 +183,37 @@ class ScGPT(NetworkModel):
         if stream is not None:
             kept[slots] = indptr[over][:, None] + np.stack([stream.permutation(int(n))[:top] for n in lengths[over]])
             return kept, offsets
-        # The top entries by a random number each are a uniform random subset; their order means nothing.
         flat = _entries(indptr, over)
-        draws = self._uniforms(counts, flat, salt=1)
-        picked, _ = rank_rows(draws, np.concatenate([[0], np.cumsum(lengths[over])]), top)
-        kept[slots] = np.sort(flat[picked].reshape(-1, top), axis=1)
+        draws = self._uniforms(counts, flat, np.where(lengths > top, lengths, 0), salt=1)
+        chosen = lowest(draws, np.concatenate([[0], np.cumsum(lengths[over])]), top)
+        kept[slots] = flat[chosen].reshape(-1, top)
         return kept, offsets
 
-    def _bin(
-        self, counts: Counts, entries: np.ndarray, offsets: np.ndarray, stream: OfficialStream | None
-    ) -> np.ndarray:
-        """Bin, 1 to 50, of some entries of ``counts.X``."""
-        lower, upper = bin_ranges(counts.X.data[entries], offsets)
+    def _bin(self, counts: Counts, kept: np.ndarray, offsets: np.ndarray, stream: OfficialStream | None) -> np.ndarray:
+        """Bin, 1 to 50, of the entries of ``counts.X`` that stay."""
+        data = counts.X.data
+        if self.options.binning == "after":
+            lower, upper = bin_ranges(data[kept], offsets)
+        else:
+            lower, upper = (bound[kept] for bound in bin_ranges(data, counts.X.indptr))
         if self.options.ties == "upper":
             return upper
         if self.options.ties == "midpoint":
             return upper - (upper - lower) // 2
-        u = self._uniforms(counts, entries) if stream is None else stream.values.random_sample(len(entries))
+        if stream is None:
+            u = self._uniforms(counts, kept, np.diff(offsets))
+        elif self.options.binning == "after":
+            u = stream.values.random_sample(len(kept))
+        else:
+            u = stream.values.random_sample(len(data))[kept]
         return np.ceil(u * (lower - upper) + upper).astype(np.int64)
 
-    def _uniforms(self, counts: Counts, entries: np.ndarray, salt: int = 0) -> np.ndarray:
-        """Uniform numbers in [0, 1) keyed by cell content, gene and seed."""
-        key = splitmix64(np.array([self.options.seed], dtype=np.uint64)) ^ np.uint64(salt)
-        cells = splitmix64(counts.cell_keys ^ splitmix64(key))
-        genes = splitmix64(counts.gene_hash)
-        mixed = splitmix64(cells[counts.row_of[entries]] ^ genes[counts.X.indices[entries]])
-        return (mixed >> np.uint64(11)) * 2.0**-53
+    def _uniforms(self, counts: Counts, entries: np.ndarray, lengths: np.ndarray, salt: int = 0) -> np.ndarray:
+        """Uniform numbers in [0, 1) for entries row after row, keyed by cell content, gene and seed."""
+        key = splitmix64(splitmix64(np.array([self.options.seed], dtype=np.uint64)) ^ np.uint64(salt))
+        cells = np.repeat(splitmix64(counts.cell_keys ^ key), lengths)
+        cells ^= splitmix64(counts.gene_hash)[counts.X.indices[entries]]
+        return (splitmix64(cells) >> np.uint64(11)) * 2.0**-53
 
     def collate(self, tokens: Tokens) -> Batch:
         """Pad, and turn values into rows of the network's table of values."""

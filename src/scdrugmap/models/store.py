@@ -28,10 +28,10 @@ class EmbeddingStore:
         InputError
             If the folder belongs to a run with other arguments.
         """
-        group = zarr.open_group(path, mode="a")
+        group: Any = zarr.open_group(path, mode="a")
         if "embedding" in group:
             attributes = dict(group.attrs)
-            if attributes.get("fingerprint") != fingerprint or tuple(group["embedding"].shape) != shape:
+            if attributes.get("fingerprint") != fingerprint or group["embedding"].shape != shape:
                 raise InputError(
                     "store",
                     f"{path.name} holds an embedding of another model, checkpoint, option, gene or cell set",

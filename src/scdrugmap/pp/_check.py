@@ -372,7 +372,7 @@ def _check_models(data: AnnData, models: str | Sequence[str], layer: str | None,
 
     for row in gene_coverage(data, models, layer=layer).itertuples():
         slot = f"model {row.model}"
-        if row.n_found < 0:
+        if pd.isna(row.n_found):
             findings.append(Finding("info", slot, str(row.note)))
             continue
         message = (

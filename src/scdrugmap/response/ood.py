@@ -102,6 +102,7 @@ class OutOfDomain:
         solver = "full" if min(part.shape) <= 500 else "randomized"
         seed = int(generator.integers(2**31))
         axes = PCA(k, svd_solver=solver, random_state=seed).fit((part - mean) / scale).components_
+        axes = np.array(axes, order="C")
         new = cls(mean, scale, axes, np.empty((0, k + 1)), np.inf, min(n_neighbors, len(at) - 1))
         points = new._coordinates(part)
         own = np.arange(len(at)) if groups is None else np.unique(np.asarray(groups)[at], return_inverse=True)[1]

@@ -12,7 +12,7 @@ import pandas as pd
 
 from scdrugmap import __version__, _anndata
 from scdrugmap._errors import InputError
-from scdrugmap._keys import CLASSES, KEYS
+from scdrugmap._keys import CLASSES
 from scdrugmap.response.calibration import Calibrator
 from scdrugmap.response.conformal import ConformalSets
 from scdrugmap.response.crossfit import margins
@@ -75,6 +75,7 @@ class ResponsePredictor:
         adata: AnnData | MuData,
         *,
         mod: str = "rna",
+        layer: str | None = None,
         batch_size: int | None = None,
         device: str | None = None,
         precision: str | None = None,
@@ -88,6 +89,8 @@ class ResponsePredictor:
             The query.
         mod
             Modality of a MuData.
+        layer
+            Layer of the raw counts, if it is another one than at training.
         batch_size, device, precision, progress
             As in :func:`scdrugmap.tl.embed`.
 
@@ -95,7 +98,7 @@ class ResponsePredictor:
         -------
         Array (cells, d) float32; a row of NaN for a cell that cannot be embedded.
         """
-        return self.representation.features(adata, mod, Engine(batch_size, device, precision, progress))
+        return self.representation.features(adata, mod, Engine(batch_size, device, precision, progress, layer))
 
     def predict_features(
         self, X: np.ndarray, *, category: np.ndarray | None = None, coverage: float | None = None
@@ -146,6 +149,7 @@ class ResponsePredictor:
         *,
         mod: str = "rna",
         coverage: float | None = None,
+        layer: str | None = None,
         batch_size: int | None = None,
         device: str | None = None,
         precision: str | None = None,
@@ -162,6 +166,8 @@ class ResponsePredictor:
             Modality of a MuData.
         coverage
             Of the conformal sets, instead of the one at training.
+        layer
+            Layer of the raw counts, if it is another one than at training.
         batch_size, device, precision, progress
             As in :func:`scdrugmap.tl.embed`.
 
@@ -176,7 +182,9 @@ class ResponsePredictor:
             If the query has none of the genes, another model's embedding, or an embedding of another width.
         """
         category = self._category(_anndata.resolve(adata, mod=mod))
-        X = self.features(adata, mod=mod, batch_size=batch_size, device=device, precision=precision, progress=progress)
+        X = self.features(
+            adata, mod=mod, layer=layer, batch_size=batch_size, device=device, precision=precision, progress=progress
+        )
         out = self.predict_features(X, category=category, coverage=coverage)
         out.index = _anndata.resolve(adata, mod=mod).obs_names.copy()
         return out
@@ -400,21 +408,3 @@ def _load_representation(
         arrays = read_arrays(folder / "model.safetensors", manifest["model_texts"])
         return FittedRepresentation.from_meta(meta, arrays)
     return ObsmRepresentation.from_meta(meta)
-
-
-def written_columns(key_added: str, frame: pd.DataFrame) -> dict[str, Any]:
-    """Names of the ``obs`` columns for the columns of :meth:`ResponsePredictor.predict`.
-
-    Parameters
-    ----------
-    key_added
-        First part of the names.
-    frame
-        Of :meth:`ResponsePredictor.predict`.
-
-    Returns
-    -------
-    Column name to values.
-    """
-    suffix = {"pred": KEYS.pred, "score": KEYS.score, "set": KEYS.set, "ood": KEYS.ood}
-    return {key_added + suffix[c]: frame[c].array for c in frame.columns if c in suffix}

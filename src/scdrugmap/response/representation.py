@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,12 +22,13 @@ LOW_COVERAGE = 0.5
 
 @dataclass(frozen=True)
 class Engine:
-    """How a model embeds cells; none of it changes the answer beyond rounding."""
+    """How a model embeds cells, and the layer of their counts where it is another one than at training."""
 
     batch_size: int | None = None
     device: str | None = None
     precision: str | None = None
     progress: bool | None = None
+    layer: str | None = None
 
 
 class Representation(ABC):
@@ -69,6 +71,7 @@ class ObsmRepresentation(Representation):
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self.parts = list(parts)
+        self._trained_on: Any = None
 
     @classmethod
     def open(cls, data: Any, use_rep: Any, mod: str) -> ObsmRepresentation:
@@ -101,7 +104,9 @@ class ObsmRepresentation(Representation):
         for part in wanted:
             adata = _anndata.resolve(data, mod=part.mod or mod)
             parts.append(replace(part, dim=_obsm(adata, part.key).shape[1], origin=_origin(adata, part.key)))
-        return cls(parts)
+        opened = cls(parts)
+        opened._trained_on = weakref.ref(data)
+        return opened
 
     @property
     def label(self) -> str:
@@ -128,7 +133,8 @@ class ObsmRepresentation(Representation):
                     f"{part.dim}, as in training",
                     "embed the query with the model and the options of the training data.",
                 )
-            _same_origin(part, _origin(adata, part.key))
+            own = self._trained_on is not None and self._trained_on() is data
+            _same_origin(part, _origin(adata, part.key), own)
             if adata is not main:
                 at = adata.obs_names.get_indexer(main.obs_names)
                 values = np.where((at >= 0)[:, None], values[at], np.float32(np.nan))
@@ -230,10 +236,10 @@ class NetworkRepresentation(Representation):
     def features(self, data: Any, mod: str, engine: Engine) -> np.ndarray:
         """Take a matching embedding from ``obsm`` where there is one, else embed."""
         adata = _anndata.resolve(data, mod=mod)
-        ready = None if self.adapted else self._ready(adata)
+        ready = None if self.adapted else self._ready(adata, engine.layer or self.layer)
         return self._embed(adata, engine) if ready is None else ready
 
-    def _ready(self, adata: Any) -> np.ndarray | None:
+    def _ready(self, adata: Any, layer: str | None) -> np.ndarray | None:
         """The model's own embedding in ``obsm``, if its record says that it is what this predictor needs."""
         from scdrugmap.models.card import model_key
 
@@ -246,7 +252,7 @@ class NetworkRepresentation(Representation):
             _text(origin.get("checkpoint_sha256", {})) == _text(self.digests)
             and _text(origin.get("options", {})) == _text(self.options)
             and _text(origin.get("recipe")) == _text(self.recipe)
-            and _text(params.get("layer")) == _text(self.layer)
+            and _text(params.get("layer")) == _text(layer)
             and _text(params.get("groups")) == _text(self.groups)
         )
         return _obsm(adata, KEYS.embedding(key)) if same else None
@@ -264,7 +270,7 @@ class NetworkRepresentation(Representation):
             labels = None if column is None else _anndata.obs_column(adata, column, "groups").astype(str).to_numpy()
         result = inference.embed_counts(
             model,
-            CountSource(_anndata.counts(adata, self.layer)),
+            CountSource(_anndata.counts(adata, engine.layer or self.layer)),
             genes,
             groups=labels,
             batch_size=engine.batch_size,
@@ -299,6 +305,14 @@ class FittedRepresentation(Representation):
     def __init__(self, model: Any, *, layer: str | None) -> None:
         self.model, self.layer = model, layer
 
+    def canonical(self) -> FittedRepresentation:
+        """Return this representation with its arrays laid out as a file holds them.
+
+        Products of matrices differ in the last bit with the memory layout; so they do not, before and after a file.
+        """
+        state = {k: np.array(v, order="C") for k, v in self.model.state().items()}
+        return FittedRepresentation.from_meta(self.meta(), state)
+
     @property
     def label(self) -> str:
         """Name of the baseline."""
@@ -315,7 +329,8 @@ class FittedRepresentation(Representation):
         from scdrugmap.models.source import CountSource
 
         adata = _anndata.resolve(data, mod=mod)
-        genes, source = _anndata.gene_ids(adata), CountSource(_anndata.counts(adata, self.layer))
+        genes = _anndata.gene_ids(adata)
+        source = CountSource(_anndata.counts(adata, engine.layer or self.layer))
         if self.genes:
             from scdrugmap.models.expression import identifiers
 
@@ -407,7 +422,7 @@ def _origin(adata: Any, key: str) -> dict[str, Any]:
     return out
 
 
-def _same_origin(part: Part, found: dict[str, Any]) -> None:
+def _same_origin(part: Part, found: dict[str, Any], own: bool) -> None:
     """Refuse an embedding of another model, checkpoint or option; without a record there is nothing to compare."""
     if not part.origin or not found:
         return
@@ -419,7 +434,7 @@ def _same_origin(part: Part, found: dict[str, Any]) -> None:
                 f"{name} {part.origin.get(name)}, as in training",
                 f"embed the query with {part.origin.get('model', 'the model of the training data')}.",
             )
-    if "fitted_on" in part.origin:
+    if "fitted_on" in part.origin and not own:
         warnings.warn(
             f"{part.key} is a baseline that was fitted on the cells of its own object: training and query are on the "
             f"same axes only if both came from one call. sd.tl.train(adata, model={part.origin.get('model')!r}) fits "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -55,11 +54,11 @@ def write_folder(path: Path, fill: Callable[[Path], dict[str, Any]], *, overwrit
         fresh.chmod(0o755)
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            os.replace(path, old)
-            os.replace(fresh, path)
+            path.replace(old)
+            fresh.replace(path)
             shutil.rmtree(old)
         else:
-            os.replace(fresh, path)
+            fresh.replace(path)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 

@@ -65,11 +65,11 @@ def build(model: Model | type[Model], X: sparse.csr_matrix, genes: Genes) -> Mod
 def checks(model: Model | type[Model]) -> list[Check]:
     """Return the checks that apply to a model."""
     cls = model if isinstance(model, type) else type(model)
-    common = [shape_and_type, deterministic, independent_of_order, independent_of_gene_order]
+    common: list[Check] = [shape_and_type, deterministic, independent_of_order, independent_of_gene_order]
     common += [unaffected_by_foreign_genes, sums_duplicate_genes, leaves_input_untouched]
     if issubclass(cls, FittedModel):
         return [*common, independent_of_neighbours, state_round_trip, rejects_bad_values]
-    network = [empty_cell, same_in_every_container, same_with_any_threads, same_in_blocks, resumes]
+    network: list[Check] = [empty_cell, same_in_every_container, same_with_any_threads, same_in_blocks, resumes]
     network += [
         rejects_bad_values,
         rejects_unknown_genes,
@@ -329,7 +329,7 @@ def _adapted(model: NetworkModel, X: sparse.csr_matrix, genes: Genes) -> tuple[A
     counts = Counts(alignment.apply(X), alignment.ids, alignment.genes, np.arange(X.shape[0]))
     batch = model.collate(model.tokenize(counts).take(np.arange(min(8, X.shape[0]))))
     config = LoraConfig(r=4, lora_alpha=4, target_modules=list(model.card.lora_targets), bias="none")
-    return get_peft_model(model.network, config), batch  # type: ignore[arg-type]
+    return get_peft_model(model.network, config), batch
 
 
 def take(genes: Genes, order: np.ndarray) -> Genes:

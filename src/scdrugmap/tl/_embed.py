@@ -68,6 +68,8 @@ def embed(
         Seed of the draws that some models make; ``sd.settings.seed`` if ``None``. A generator is asked for a seed.
     store
         Folder of an on-disk zarr store that grows block by block; a killed call that is repeated goes on there.
+        Finished embeddings of network models are also kept in ``sd.settings.cache_dir`` by their content, and
+        reused, unless ``sd.settings.embedding_cache`` is off.
     mod
         Modality of a MuData.
     copy
@@ -201,6 +203,7 @@ def _embed_network(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     from scdrugmap.models import inference
     from scdrugmap.models.source import CountSource
+    from scdrugmap.settings import settings
 
     grouped = model.card.context == "group"
     labels = _group_labels(adata, groups, KEYS.sample) if grouped else None
@@ -220,6 +223,7 @@ def _embed_network(
         device=device,
         precision=precision,
         store=None if store is None else Path(store) / model.card.key,
+        cache=settings.cache_dir / "embeddings" if settings.embedding_cache else None,
         show_progress=progress,
     )
     if result.alignment.merged:

@@ -141,7 +141,7 @@ def blocks(path: Path, layout: Layout, size: int = BLOCK) -> Iterator[Block]:
             data = rest + data
             cut = data.rfind(b"\n") + 1
             rest = data[cut:]
-            if cut:
+            if data[:cut].strip():
                 block = _parse(data[:cut], layout, path.name, line)
                 line += len(block.labels)
                 yield block
@@ -214,17 +214,22 @@ def _values(text: bytes, starts: np.ndarray, ends: np.ndarray, name: str, line: 
         good = (digit >= ZERO) & (digit <= NINE)
         whole[at[~good]] = False
         value[at] = value[at] * 10 + (digit - np.uint8(ZERO))
-    for i in np.flatnonzero(~whole):  # decimals, exponents, signs: few in counts
-        field = text[first[i] : first[i] + length[i]]
-        try:
-            value[i] = float(field)
-        except ValueError:
-            raise InputError(
-                "path",
-                f"{field.decode(errors='replace')!r} in line {line + row[i]} of {name}",
-                "a number",
-                "missing values and text columns are not part of a count matrix; see n_labels.",
-            ) from None
+    rest = np.flatnonzero(~whole)  # decimals, exponents, signs: few in counts
+    fields = [text[i : i + n] for i, n in zip(first[rest].tolist(), length[rest].tolist(), strict=True)]
+    bad = 0
+    try:
+        value[rest] = np.array(fields, dtype=bytes).astype(np.float64)
+        bad = int(np.argmin(np.isfinite(value[rest]))) if rest.size else 0
+        clean = not rest.size or bool(np.isfinite(value[rest[bad]]))
+    except ValueError:
+        bad, clean = next(i for i, f in enumerate(fields) if not _is_number(f.decode(errors="replace"))), False
+    if not clean:
+        raise InputError(
+            "path",
+            f"{fields[bad].decode(errors='replace')!r} in line {line + row[rest[bad]]} of {name}",
+            "a number",
+            "missing values and text columns are not part of a count matrix; see n_labels.",
+        )
     matrix = sparse.csr_matrix((value.astype(np.float32), (row, column)), shape=starts.shape)
     matrix.eliminate_zeros()
     return matrix

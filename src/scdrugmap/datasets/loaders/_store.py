@@ -55,7 +55,9 @@ class CsrStore:
         group = self.file["X"]
         counts = np.concatenate(self.counts) if self.counts else np.zeros(0, np.int64)
         group["indptr"] = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-        group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": (len(obs), self.n_vars)})
+        group.attrs.update(
+            {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": (len(obs), self.n_vars)}
+        )
         self.file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         for name, table in (("obs", obs), ("var", var), ("uns", uns)):
             write_elem(self.file, name, table)
@@ -67,7 +69,9 @@ class CsrStore:
     def __enter__(self) -> CsrStore:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.file.close()
         self.scratch.unlink(missing_ok=True)
 

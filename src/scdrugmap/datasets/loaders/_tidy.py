@@ -35,7 +35,8 @@ HOW_TO_LABEL = (
 def response_of(texts: pd.Series) -> pd.Categorical:
     """Read ``sensitive`` or ``resistant`` in a text; anything else, or both, stays empty."""
     low = texts.astype("string").str.lower()
-    hits = {c: low.str.contains(c, regex=False).fillna(False).to_numpy(bool) for c in CLASSES}
+    pattern = r"(?<!in)(?<!non)(?<!non[-_ ])(?<!not[-_ ])"
+    hits = {c: low.str.contains(pattern + c).fillna(False).to_numpy(bool) for c in CLASSES}
     labels = np.full(len(texts), None, object)
     for this, other in (CLASSES, CLASSES[::-1]):
         labels[hits[this] & ~hits[other]] = this
@@ -62,8 +63,9 @@ def tidy_obs(obs: pd.DataFrame, facts: Mapping[str, str], *, response: str | Non
     """
     obs = obs.copy()
     if response is not None:
-        obs[KEYS.response] = response_of(obs[response])
-        unread = sorted(set(obs.loc[obs[KEYS.response].isna(), response].astype(str)))
+        texts = obs[response]
+        obs[KEYS.response] = response_of(texts)
+        unread = sorted(set(map(str, texts[obs[KEYS.response].isna()])))
         if unread:
             _warn(f"{what}: {response} holds {', '.join(map(repr, unread[:5]))}, which is neither; {HOW_TO_LABEL}")
     else:
@@ -78,7 +80,7 @@ def tidy_obs(obs: pd.DataFrame, facts: Mapping[str, str], *, response: str | Non
     for column in COLUMNS:
         if not isinstance(obs[column].dtype, pd.CategoricalDtype):
             obs[column] = pd.Categorical(obs[column].astype("string").astype(object))
-    obs.index = obs.index.astype(str)
+    obs.index = obs.index.astype(str).rename(None)
     return obs
 
 
@@ -86,7 +88,7 @@ def tidy_var(names: pd.Index, *, symbols: pd.Series | None = None) -> pd.DataFra
     """``var`` with unique names; identifiers that are recognised go to their own column."""
     from anndata.utils import make_index_unique
 
-    original = pd.Index(names.astype(str))
+    original = pd.Index(names.astype(str)).rename(None)
     var = pd.DataFrame(index=make_index_unique(original) if not original.is_unique else original)
     ensembl = original.str.fullmatch(r"ENS[A-Z]*G\d{6,}(\.\d+)?")
     if symbols is not None:
@@ -121,7 +123,9 @@ def finish(adata: ad.AnnData, what: str) -> ad.AnnData:
     counts = looks_like_counts(matrix.data)
     adata.uns.setdefault(KEYS.provenance, {})["values"] = "counts" if counts else "not counts"
     if not counts:
-        _warn(f"{what}: the values are not counts (negative or not whole); models that need raw counts will refuse them.")
+        _warn(
+            f"{what}: the values are not counts (negative or not whole); models that need raw counts will refuse them."
+        )
     return adata
 
 

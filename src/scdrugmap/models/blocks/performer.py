@@ -177,7 +177,10 @@ class _Favor(torch.autograd.Function):
                 rows = q[cells, :, p]
                 soft, peak, _, half = _features(rows, projection)
                 scale = (torch.exp(-half) / peak)[..., None]
-                y = torch.matmul(soft, sums[cells, :, :, -1:]) * scale + _EPSILON * sums[cells, :, :, -1:].sum(2)[:, :, None]
+                y = (
+                    torch.matmul(soft, sums[cells, :, :, -1:]) * scale
+                    + _EPSILON * sums[cells, :, :, -1:].sum(2)[:, :, None]
+                )
                 dy = grad[cells, :, p] / y
                 dy = torch.cat([dy, -(dy * out[cells, :, p]).sum(-1, keepdim=True)], -1)
                 dsums[cells] += torch.matmul(soft.transpose(2, 3), dy * scale) + _EPSILON * dy.sum(2, keepdim=True)

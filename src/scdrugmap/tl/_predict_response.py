@@ -1,0 +1,303 @@
+"""``sd.tl.predict_response``: predictions into ``obs``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from scdrugmap import __version__, _anndata
+from scdrugmap._errors import InputError, ScDrugMapWarning, UnknownNameError
+from scdrugmap._keys import KEYS
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from mudata import MuData
+
+    from scdrugmap.models.base import Model
+    from scdrugmap.response import ResponsePredictor
+
+STRATEGIES = ("frozen", "lora", "prompt")
+
+
+def predict_response(
+    adata: AnnData | MuData,
+    predictor: ResponsePredictor | str | Path | None = None,
+    *,
+    model: str | Model | None = None,
+    use_rep: Any = None,
+    reference: AnnData | MuData | None = None,
+    strategy: Literal["frozen", "lora", "prompt"] = "frozen",
+    key_added: str = "response",
+    n_shots: int = 0,
+    shot_unit: Literal["cell", "sample"] = "cell",
+    label_key: str = "response",
+    sample_key: str | None = None,
+    conformal: bool | float | None = None,
+    ood: bool | None = None,
+    abstain: float | Literal["set"] | None = None,
+    layer: str | None = None,
+    batch_size: int | None = None,
+    device: str | None = None,
+    precision: Literal["auto", "float32", "bfloat16", "float16"] | None = None,
+    rng: int | np.random.Generator | None = None,
+    mod: str = "rna",
+    copy: bool = False,
+    progress: bool | None = None,
+    **options: Any,
+) -> AnnData | MuData | None:
+    """Predict for every cell whether it is resistant or sensitive.
+
+    Parameters
+    ----------
+    adata
+        The cells, with raw counts or with the embeddings that the predictor was trained on.
+    predictor
+        A predictor or its folder; or none, and ``model`` (or ``use_rep``) with ``reference``.
+    model, use_rep
+        As in :func:`train`, which is called with ``reference``; for ``strategy="prompt"`` the chat model.
+    reference
+        Labelled cells to train on, or to take the examples of a prompt from.
+    strategy
+        ``"frozen"``, ``"lora"`` or ``"prompt"``.
+    key_added
+        First part of the names that are written.
+    n_shots
+        Few-shot: labelled cells (or samples) per class of ``adata`` itself that join the training. For
+        ``strategy="prompt"`` the examples per class in a prompt.
+    shot_unit
+        Whether shots are cells or whole samples.
+    label_key
+        Column of ``obs`` with the labels of ``reference``, and of ``adata`` where shots are drawn.
+    sample_key
+        Column of ``obs`` with samples: writes a table of the fraction of resistant cells per sample. It also says
+        what a sample is for ``shot_unit="sample"``.
+    conformal
+        Write prediction sets: with the coverage of the predictor (``True``) or with another one. By default they are
+        written if the predictor has them.
+    ood
+        Write the out-of-domain flag; by default if the predictor has it.
+    abstain
+        Leave ``<key>_pred`` missing for unsure cells: where the likelier class is less probable than this number, or
+        (``"set"``) where the prediction set does not hold exactly one class.
+    layer
+        Layer of the raw counts; by default ``X``, or the layer that the predictor was trained on.
+    batch_size, device, precision, progress
+        As in :func:`embed`.
+    rng
+        Seed of training and of the draw of shots; ``sd.settings.seed`` if ``None``.
+    mod
+        Modality of a MuData.
+    copy
+        Return a modified copy.
+    **options
+        Further arguments of :func:`train`, or of the prompt for ``strategy="prompt"``.
+
+    Returns
+    -------
+    ``None``, or the copy. Writes:
+
+    ``obs["<key>_pred"]``
+        Categorical with the categories ``resistant`` and ``sensitive``; missing for a cell without embedding, and for
+        one that the predictor abstains from.
+    ``obs["<key>_score"]``
+        P(sensitive), float32.
+    ``obs["<key>_set"]``
+        ``"resistant"``, ``"sensitive"``, ``"resistant|sensitive"`` or ``""``.
+    ``obs["<key>_ood"]``
+        Whether the cell lies far from all training cells.
+    ``uns["<key>"]``
+        ``params``, ``provenance``, ``shots`` (names of the cells that were used as examples) and ``samples``.
+
+    Columns of a MuData's modality are mirrored as ``<mod>:<key>_pred`` and so on.
+
+    Raises
+    ------
+    InputError
+        If arguments do not fit together, or the cells do not fit the predictor. Nothing is written then.
+
+    Examples
+    --------
+    >>> import scdrugmap as sd
+    >>> adata = sd.datasets.simulate(n_studies=2, rng=0)
+    >>> known = adata.obs["study"] == adata.obs["study"].unique()[0]
+    >>> query = adata[~known].copy()
+    >>> sd.tl.predict_response(query, model="pca", reference=adata[known].copy(), head="logistic", rng=0)
+    >>> query.obs["response_pred"].cat.categories.tolist()
+    ['resistant', 'sensitive']
+    """
+    from scdrugmap.tl._embed import _seed
+
+    if strategy not in STRATEGIES:
+        raise UnknownNameError("strategy", strategy, STRATEGIES)
+    if "/" in key_added:
+        raise InputError("key_added", key_added, "a name without '/'", "use an underscore.")
+    if strategy == "prompt":
+        from scdrugmap.tl._prompt_response import prompt_response
+
+        return prompt_response(
+            adata, model=model, reference=reference, key_added=key_added, n_shots=n_shots, label_key=label_key,
+            layer=layer, rng=rng, mod=mod, copy=copy, progress=progress, **options,
+        )  # fmt: skip
+    _check_abstain(abstain)
+    edit = _anndata.edit(adata, copy=copy, mod=mod)
+    seed = _seed(rng)
+    samples = None if sample_key is None else _anndata.obs_column(edit.adata, sample_key, "sample_key").astype(str)
+    shots = np.empty(0, dtype=np.int64)
+    if predictor is not None:
+        extra = [k for k, v in {"model": model, "use_rep": use_rep, "reference": reference}.items() if v is not None]
+        extra += ["n_shots"] * bool(n_shots) + list(options)
+        if extra:
+            raise InputError("predictor", f"predictor with {', '.join(extra)}", "either", "leave one of the two out.")
+        from scdrugmap.tl._train import load_any
+
+        trained = load_any(predictor)
+    else:
+        trained, shots = _train_here(
+            edit.root, edit.adata, model, use_rep, reference, strategy, n_shots, shot_unit, label_key, samples, seed, mod,
+            {"layer": layer, "batch_size": batch_size, "device": device, "precision": precision, "progress": progress,
+             "conformal": bool(conformal) if conformal is None else conformal, "ood": bool(ood), **options},
+        )  # fmt: skip
+    if (conformal or abstain == "set") and trained.conformal is None:
+        raise InputError("conformal", conformal, "a predictor with prediction sets", "train with conformal=0.9.")
+    if ood and trained.ood is None:
+        raise InputError("ood", ood, "a predictor with an out-of-domain flag", "train with ood=True.")
+    coverage = float(conformal) if conformal is not None and not isinstance(conformal, bool) else None
+    frame = trained.predict(
+        edit.root, mod=mod, coverage=coverage, layer=layer, batch_size=batch_size, device=device, precision=precision,
+        progress=progress,
+    )  # fmt: skip
+    missing = frame["score"].isna().to_numpy()
+    if missing.any():
+        warnings.warn(
+            f"{int(missing.sum())} of {len(frame)} cells have no embedding; their prediction is missing.",
+            ScDrugMapWarning,
+            stacklevel=2,
+        )
+    abstained = _abstained(frame, abstain)
+    frame.loc[abstained, "pred"] = np.nan
+    record = _record(trained, coverage, abstain, int(missing.sum()), int(abstained.sum()), seed, strategy)
+    record["shots"] = edit.adata.obs_names[shots].to_numpy(dtype=str)
+    if samples is not None:
+        from scdrugmap.response.sample_calls import sample_calls
+
+        record["samples"] = sample_calls(frame["score"], samples, threshold=trained.threshold)
+    if conformal is False:
+        frame = frame.drop(columns="set", errors="ignore")
+    if ood is False:
+        frame = frame.drop(columns="ood", errors="ignore")
+    suffix = {"pred": KEYS.pred, "score": KEYS.score, "set": KEYS.set, "ood": KEYS.ood}
+    for column in frame:
+        edit.adata.obs[key_added + suffix[str(column)]] = frame[column].array
+    edit.adata.uns[key_added] = record
+    return edit.finish([key_added + suffix[str(column)] for column in frame])
+
+
+def _train_here(
+    root: Any,
+    adata: AnnData,
+    model: Any,
+    use_rep: Any,
+    reference: Any,
+    strategy: Any,
+    n_shots: int,
+    shot_unit: Any,
+    label_key: str,
+    samples: pd.Series | None,
+    seed: int,
+    mod: str,
+    options: dict[str, Any],
+) -> tuple[ResponsePredictor, np.ndarray]:
+    """Train on the reference, on shots of the query, or on both; also returns the rows of the shots."""
+    from scdrugmap.tl._train import train
+
+    if reference is None and not n_shots:
+        raise InputError(
+            "predictor", None, "a predictor, a folder, or model= with reference=", "pass sd.tl.train(...)'s result."
+        )
+    if n_shots < 0:
+        raise InputError("n_shots", n_shots, "0 or more", "pass 4.")
+    if not n_shots:
+        arguments = {"strategy": strategy, "label_key": label_key, "rng": seed, "mod": mod, **options}
+        return train(reference, model, use_rep=use_rep, **arguments), np.empty(0, dtype=np.int64)
+    if _anndata.is_mudata(root) or (reference is not None and _anndata.is_mudata(reference)):
+        raise InputError("n_shots", n_shots, "0 for a MuData", "pass the modality: adata = mdata.mod['rna'].")
+    from scdrugmap.response.few_shot import draw_shots
+    from scdrugmap.response.labels import encode
+
+    if samples is None and KEYS.sample in adata.obs:
+        samples = adata.obs[KEYS.sample].astype(str)
+    y = encode(_anndata.obs_column(adata, label_key, "label_key"))
+    rows = draw_shots(y, n_shots, samples=None if samples is None else samples.to_numpy(), unit=shot_unit, rng=seed)
+    training = _with_shots(reference, adata[rows], options.get("groups"))
+    return train(training, model, use_rep=use_rep, strategy=strategy, label_key=label_key, rng=seed, **options), rows
+
+
+def _with_shots(reference: AnnData | None, shots: AnnData, groups: str | None) -> AnnData:
+    """Put the shots behind the reference; equal names of groups in the two are different groups."""
+    import anndata as ad
+
+    shots = shots.to_memory() if shots.isbacked else shots.copy()
+    if reference is None:
+        return shots
+    # genes that one of the two lacks are not expressed there, as they are for a model that embeds it alone
+    joined = ad.concat(
+        {"reference": reference, "query": shots}, join="outer", merge="first", uns_merge="same", fill_value=0,
+        label="_origin", index_unique="-",
+    )  # fmt: skip
+    column = groups or (KEYS.sample if KEYS.sample in joined.obs else None)
+    if column is not None and column in joined.obs:
+        joined.obs[column] = joined.obs["_origin"].astype(str) + ":" + joined.obs[column].astype(str)
+    return joined
+
+
+def _check_abstain(abstain: Any) -> None:
+    if abstain is None or abstain == "set":
+        return
+    if isinstance(abstain, str) or not 0.5 <= abstain <= 1:
+        raise InputError("abstain", abstain, "None, 'set' or a probability from 0.5 to 1", "pass abstain=0.8.")
+
+
+def _abstained(frame: pd.DataFrame, abstain: Any) -> np.ndarray:
+    """Cells with a score on which no call is made."""
+    known = frame["score"].notna().to_numpy()
+    if abstain is None:
+        return np.zeros(len(frame), dtype=bool)
+    if abstain == "set":
+        return known & ~frame["set"].isin(["resistant", "sensitive"]).to_numpy()
+    score = frame["score"].to_numpy()
+    return known & (np.maximum(score, 1 - score) < abstain)
+
+
+def _record(
+    trained: ResponsePredictor,
+    coverage: float | None,
+    abstain: Any,
+    missing: int,
+    abstained: int,
+    seed: int,
+    strategy: str,
+) -> dict[str, Any]:
+    """What ``uns`` says about the predictions, in types that an h5ad file holds."""
+    training: Mapping[str, Any] = trained.training
+    provenance: dict[str, Any] = {
+        "scdrugmap": __version__,
+        "representation": trained.representation.label,
+        "head": str(training.get("head", type(trained.head).__name__)),
+        "trained_on_cells": int(training.get("n_cells", 0)),
+        "calibration": trained.calibration.method if trained.calibration else "",
+        "cells_without_embedding": missing,
+        "cells_abstained": abstained,
+    }
+    digests = getattr(trained.representation, "digests", None)
+    if digests:
+        provenance["checkpoint_sha256"] = dict(digests)
+    params: dict[str, Any] = {"strategy": str(training.get("strategy", strategy)), "seed": seed}
+    params |= {"threshold": trained.threshold, "abstain": "" if abstain is None else str(abstain)}
+    if trained.conformal is not None:
+        params["coverage"] = trained.conformal.coverage if coverage is None else coverage
+    return {"params": params, "provenance": provenance}
