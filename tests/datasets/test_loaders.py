@@ -52,7 +52,10 @@ def check_tidy(adata: ad.AnnData, dense: np.ndarray) -> None:
 def published(path: Path, dense: np.ndarray, *, conditions=None, opener=open) -> list[str]:
     conditions = conditions or [f"GSE1_{'sensitive' if i % 3 else 'resistant'}_day{i}" for i in range(len(dense))]
     lines = ["\t".join(f'"{h}"' for h in ["Cell_barcode", "Condition", *GENES])]
-    lines += ["\t".join([b, c, *map(str, map(int, row))]) for b, c, row in zip(cells(len(dense)), conditions, dense, strict=True)]
+    lines += [
+        "\t".join([b, c, *map(str, map(int, row))])
+        for b, c, row in zip(cells(len(dense)), conditions, dense, strict=True)
+    ]
     with opener(path, "wt") as out:
         out.write("\n".join(lines) + "\n")
     return conditions
@@ -90,7 +93,9 @@ def test_published_matrix_is_recognised(tmp_path, counts):
 def test_text_matrix_either_way_round(tmp_path, counts, separator, corner, turned):
     rows, columns, dense = (GENES, cells(11), counts.T) if turned else (cells(11), GENES, counts)
     head = (["id"] if corner else []) + columns
-    lines = [separator.join(head)] + [separator.join([r, *(f"{v:g}" for v in x)]) for r, x in zip(rows, dense, strict=True)]
+    lines = [separator.join(head)] + [
+        separator.join([r, *(f"{v:g}" for v in x)]) for r, x in zip(rows, dense, strict=True)
+    ]
     (tmp_path / "m.txt").write_text("\r\n".join(lines))
     adata = loaders.load(tmp_path / "m.txt")
     check_tidy(adata, counts)
@@ -105,7 +110,9 @@ def test_unlabelled_matrix_says_what_to_do(tmp_path, counts):
 
 
 def test_identifier_and_symbol_columns(tmp_path):
-    (tmp_path / "m.tsv").write_text("id\tsymbol\tc1\tc2\nENSG00000075624.17\tACTB\t1\t0\nENSG00000111640\tGAPDH\t0\t2\n")
+    (tmp_path / "m.tsv").write_text(
+        "id\tsymbol\tc1\tc2\nENSG00000075624.17\tACTB\t1\t0\nENSG00000111640\tGAPDH\t0\t2\n"
+    )
     adata = loaders.read_text(tmp_path / "m.tsv")
     assert adata.var["ensembl_id"].tolist() == ["ENSG00000075624", "ENSG00000111640"]
     assert adata.var["gene_symbol"].tolist() == ["ACTB", "GAPDH"]
@@ -121,7 +128,12 @@ def test_orientation_that_cannot_be_told(tmp_path):
 
 @pytest.mark.parametrize(
     ("line", "found"),
-    [("GAPDH\t1", "2 fields in line 3"), ("GAPDH\tNA\t1", "'NA' in line 3"), ("GAPDH\t\t1", "'' in line 3"), ("GAPDH\tnan\t1", "'nan' in line 3")],
+    [
+        ("GAPDH\t1", "2 fields in line 3"),
+        ("GAPDH\tNA\t1", "'NA' in line 3"),
+        ("GAPDH\t\t1", "'' in line 3"),
+        ("GAPDH\tnan\t1", "'nan' in line 3"),
+    ],
 )
 def test_damaged_rows_are_named(tmp_path, line, found):
     (tmp_path / "m.tsv").write_text(f"g\tc1\tc2\nACTB\t1\t0\n{line}\nB2M\t3\t3\n")
@@ -177,7 +189,12 @@ field = st.one_of(
 def test_parser_agrees_with_pandas(tmp_path, data, rows, columns, quote, size):
     texts = [[data.draw(field) for _ in range(columns)] for _ in range(rows)]
     names = [f'"row, {i}"' if quote else f"row{i}" for i in range(rows)]
-    content = "\n".join([",".join(["", *(f"c{j}" for j in range(columns))]), *(",".join([n, *t]) for n, t in zip(names, texts, strict=True))])
+    content = "\n".join(
+        [
+            ",".join(["", *(f"c{j}" for j in range(columns))]),
+            *(",".join([n, *t]) for n, t in zip(names, texts, strict=True)),
+        ]
+    )
     path = tmp_path / "h.csv"
     path.write_text(content)
     layout = _parse.sniff(path, 1)
@@ -201,7 +218,11 @@ def triplet(folder: Path, prefix: str, dense: np.ndarray, *, packed: bool = True
     out = io.BytesIO()
     mmwrite(out, sparse.coo_matrix(dense.T.astype(int)))
     genes = "".join(f"ENSG{i:011d}\t{g}\tGene Expression\n" for i, g in enumerate(GENES))
-    parts = {"matrix.mtx": out.getvalue(), "barcodes.tsv": "".join(f"{c}\n" for c in cells(len(dense))).encode(), f"{features}.tsv": genes.encode()}
+    parts = {
+        "matrix.mtx": out.getvalue(),
+        "barcodes.tsv": "".join(f"{c}\n" for c in cells(len(dense))).encode(),
+        f"{features}.tsv": genes.encode(),
+    }
     for name, content in parts.items():
         (folder / f"{prefix}{name}{'.gz' if packed else ''}").write_bytes(gzip.compress(content) if packed else content)
 
@@ -306,7 +327,11 @@ def test_h5ad_of_another_collection(tmp_path, counts):
 
 
 def test_h5ad_with_labels(tmp_path, counts):
-    source = ad.AnnData(counts, obs=pd.DataFrame({"response": ["sensitive", "resistant", "unknown"] + ["sensitive"] * 8}, index=cells(11)), var=pd.DataFrame(index=GENES))
+    source = ad.AnnData(
+        counts,
+        obs=pd.DataFrame({"response": ["sensitive", "resistant", "unknown"] + ["sensitive"] * 8}, index=cells(11)),
+        var=pd.DataFrame(index=GENES),
+    )
     source.write_h5ad(tmp_path / "a.h5ad")
     with pytest.warns(ScDrugMapWarning, match="'unknown'"):
         adata = loaders.load(tmp_path / "a.h5ad")
@@ -369,4 +394,11 @@ def test_seurat_object(tmp_path, counts, monkeypatch):
 
 def test_reading_a_label_never_guesses():
     texts = pd.Series(["Sensitive_d0", "RESISTANT", "insensitive?", "responder", None, "sensitive/resistant"])
-    assert [None if pd.isna(x) else x for x in _tidy.response_of(texts)] == ["sensitive", "resistant", None, None, None, None]
+    assert [None if pd.isna(x) else x for x in _tidy.response_of(texts)] == [
+        "sensitive",
+        "resistant",
+        None,
+        None,
+        None,
+        None,
+    ]

@@ -55,7 +55,18 @@ CASES: list[Case] = [
     Case("Llama-3-8B", "cell_embedding_last_token", 5e-5, {"recipe": "official", "pooling": "last"}, folder="llama"),
     Case("Llama-3-8B", "code_cell_embedding", 5e-5, {"recipe": "scdrugmap"}, folder="llama", rows=slice(4)),
     # scGPT
-    # UCE
+    Case("scGPT", "cell_embedding", 5e-5, {"ties": "upper", "too_long": "first"}),
+    Case("scGPT", "cell_embedding", 5e-5, {"ties": "upper", "too_long": "first"}, "checkpoint_in_proj"),
+    Case("scGPT", "cell_embedding_official", 5e-5, {"ties": "upper", "too_long": "first", "normalize": True}),
+    Case("scGPT", "cell_embedding_midpoint", 5e-5, {"ties": "midpoint", "too_long": "first"}),
+    Case("scGPT", "cell_embedding_seeded", 5e-5, {"recipe": "official", "seed": 7, "normalize": False}),
+    Case("scGPT", "cell_embedding_ft", 5e-5, {"recipe": "scdrugmap", "ties": "upper"}),
+    # UCE: this checkpoint has 4 heads, the official ones 20
+    Case("UCE", "cell_embedding", 1e-5, {"recipe": "official", "heads": 4}, rows="kept_cells"),
+    Case(
+        "UCE", "cell_embedding_nopad", 1e-5, {"recipe": "official", "padding": "masked", "heads": 4}, rows="kept_cells"
+    ),
+    Case("UCE", "nofilter_cell_embedding_nopad", 1e-5, {"draws": "stream", "heads": 4}, rows="nofilter_kept_cells"),
     # scBERT
     Case("scBERT", "cell_embedding", 1e-5, {"recipe": "scdrugmap"}),
     Case("scBERT", "cell_embedding_6000", 1e-5, {"max_length": 6000}),

@@ -204,7 +204,7 @@ def test_cut_sentences_and_ensembl_names_are_reported():
 
 
 def test_longer_than_the_context_raises():
-    with pytest.raises(InputError, match="max_tokens.*at most 8192"):
+    with pytest.raises(InputError, match=r"max_tokens.*at most 8192"):
         Llama.random(GENES, max_tokens=8193)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scdrugmap.models.blocks import performer
+from scdrugmap.models.blocks import favor, performer
 from scdrugmap.models.blocks.performer import PerformerBlock, PerformerEncoder, PerformerSizes
 from scdrugmap.models.weights import randomize
 
@@ -63,7 +63,7 @@ def weights(n: int, length: int) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(params=[2**21, 700], ids=["one tile", "many tiles"])
 def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(performer, "_TILE_BYTES", {"cpu": request.param, "other": request.param})
+    monkeypatch.setattr(favor, "_TILE_BYTES", {"cpu": request.param, "other": request.param})
     return request.param
 
 
@@ -106,11 +106,11 @@ def test_the_maximum_over_keys_does_not_cancel() -> None:
     directions = b.attention.directions(torch.float64)
     with torch.no_grad():
         q, k, v = (b.attention.split(f(x)) for f in (b.attention.q_proj, b.attention.k_proj, b.attention.v_proj))
-        exact, raised = (performer.KeySums(2, HEADS, directions) for _ in range(2))
+        exact, raised = (favor.KeySums(2, HEADS, directions) for _ in range(2))
         exact.add(k, v)
         raised.top = exact.top + 0.5
         raised.add(k, v)
-        first, second = (performer.answer(q, sums.total(), directions) for sums in (exact, raised))
+        first, second = (favor.answer(q, sums.total(), directions) for sums in (exact, raised))
     assert (first - second).abs().max() > 1e-6
 
 
@@ -163,15 +163,15 @@ def test_directions_are_orthogonal_in_blocks_and_reproducible() -> None:
 
 def test_features_of_a_long_sequence_are_never_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest feature tensor stays within the tile, forward and backward, however long the sequence."""
-    sizes, original = [], performer._features
+    sizes, original = [], favor._features
 
     def spy(t: Tensor, projection: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         result = original(t, projection)
         sizes.append(result[0].numel() * result[0].element_size())
         return result
 
-    monkeypatch.setattr(performer, "_features", spy)
-    monkeypatch.setattr(performer, "_TILE_BYTES", {"cpu": 20_000, "other": 20_000})
+    monkeypatch.setattr(favor, "_features", spy)
+    monkeypatch.setattr(favor, "_TILE_BYTES", {"cpu": 20_000, "other": 20_000})
     b, x = block(), inputs(3, 500).float()
     with torch.no_grad():
         b(x)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,10 +13,7 @@ from scdrugmap.models.ranking import framed, rank_rows
 
 
 def brute_force(values, indptr, top):
-    return [
-        (np.argsort(-values[a:b], kind="stable")[:top] + a).tolist()
-        for a, b in zip(indptr[:-1], indptr[1:], strict=True)
-    ]
+    return [(np.argsort(-values[a:b], kind="stable")[:top] + a).tolist() for a, b in pairwise(indptr)]
 
 
 def as_rows(flat, offsets):

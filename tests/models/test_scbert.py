@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import anndata as ad
@@ -196,7 +197,7 @@ def test_batches_hold_cells_of_like_sparsity(model):
     plan = model.plan(tokens, 5 * (N_GENES + 1), None)
     assert sorted(np.concatenate(plan).tolist()) == list(range(40)) and max(map(len, plan)) == 5
     lengths = [tokens.lengths[b] for b in plan]
-    assert all(a.min() >= b.max() for a, b in zip(lengths, lengths[1:], strict=False))
+    assert all(a.min() >= b.max() for a, b in pairwise(lengths))
 
 
 def test_the_position_after_the_genes_moves_with_the_length():

@@ -47,12 +47,12 @@ def official_tensors(model):
     out |= {"transformer.ln_f.weight": own["norm.weight"], "transformer.ln_f.bias": own["norm.bias"]}
     for i in range(len(model.network.blocks)):
         new, old = f"transformer.h.{i}", f"blocks.{i}"
-        for kind in ("weight", "bias"):
+        for kind, turned in (("weight", torch.t), ("bias", torch.clone)):
             qkv = torch.cat([own[f"{old}.attention.{p}_proj.{kind}"] for p in "qkv"])
-            out[f"{new}.attn.c_attn.{kind}"] = qkv.T if qkv.ndim == 2 else qkv
-            out[f"{new}.attn.c_proj.{kind}"] = own[f"{old}.attention.out_proj.{kind}"].T
-            out[f"{new}.mlp.c_fc.{kind}"] = own[f"{old}.linear1.{kind}"].T
-            out[f"{new}.mlp.c_proj.{kind}"] = own[f"{old}.linear2.{kind}"].T
+            out[f"{new}.attn.c_attn.{kind}"] = turned(qkv)
+            out[f"{new}.attn.c_proj.{kind}"] = turned(own[f"{old}.attention.out_proj.{kind}"])
+            out[f"{new}.mlp.c_fc.{kind}"] = turned(own[f"{old}.linear1.{kind}"])
+            out[f"{new}.mlp.c_proj.{kind}"] = turned(own[f"{old}.linear2.{kind}"])
             out[f"{new}.ln_1.{kind}"], out[f"{new}.ln_2.{kind}"] = (
                 own[f"{old}.norm1.{kind}"],
                 own[f"{old}.norm2.{kind}"],
@@ -188,7 +188,7 @@ def test_pads_enter_the_mean_only_in_the_literal_recipe(model):
 
 
 def test_more_tokens_than_positions_raise():
-    with pytest.raises(InputError, match="max_length.*at most 128"):
+    with pytest.raises(InputError, match=r"max_length.*at most 128"):
         TGPT.random(GENES, max_length=129)
 
 

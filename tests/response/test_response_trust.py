@@ -13,7 +13,7 @@ from scdrugmap.response.crossfit import grouped_folds, held_out_margins, margins
 from scdrugmap.response.head import MLPHead
 from scdrugmap.response.labels import both_classes, encode
 from scdrugmap.response.ood import OutOfDomain
-from scdrugmap.response.sample_calls import sample_calls
+from scdrugmap.response.samples import sample_calls
 
 
 def scores(n, seed=0, factor=1.0):

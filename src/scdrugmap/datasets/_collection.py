@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import anndata as ad
 
 from scdrugmap._errors import DownloadError, InputError, LicenceError, ScDrugMapWarning, UnknownNameError
+from scdrugmap._keys import CLASSES, KEYS
 from scdrugmap.datasets._catalogue import catalogue
 from scdrugmap.datasets._fetch import Source, fetch
 
@@ -90,6 +91,7 @@ class Collection(Mapping[str, ad.AnnData]):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".concat-", dir=path.parent) as scratch:
             files: dict[str, str] = {}
+            var: list[pd.DataFrame] = []
             for key in self:
                 try:
                     adata = self[key]
@@ -99,17 +101,42 @@ class Collection(Mapping[str, ad.AnnData]):
                     warnings.warn(f"{key} is left out: {error}", ScDrugMapWarning, stacklevel=2)
                     continue
                 files[key] = str(Path(scratch) / f"{key}.h5ad")
-                for column in adata.obs.select_dtypes("category"):
+                var.append(adata.var)
+                for column in adata.obs.select_dtypes("category"):  # categories with gaps do not survive the join
                     adata.obs[column] = adata.obs[column].astype(object).where(adata.obs[column].notna(), "")
+                adata.obs_names = [f"{key}:{name}" for name in adata.obs_names]
                 adata.write_h5ad(files[key])
             if not files:
                 raise InputError(
                     "collection", repr(self), "at least one data set that can be fetched", "see the warnings."
                 )
             joined = str(Path(scratch) / "joined.h5ad")
-            concat_on_disk(files, joined, join=join, label="dataset", index_unique=":", merge="first", fill_value=0)
+            concat_on_disk(files, joined, join=join, label="dataset", fill_value=0)
+            _restore_tables(Path(joined), var)
             shutil.move(joined, path)
         return ad.read_h5ad(path, backed="r")
+
+
+def _restore_tables(path: Path, var: list[pd.DataFrame]) -> None:
+    """Give a joined file its gene table, and its text columns of ``obs`` as categories with gaps."""
+    import h5py
+    import pandas as pd
+    from anndata.io import read_elem, write_elem
+
+    with h5py.File(path, "r+") as file:
+        obs, names = read_elem(file["obs"]), read_elem(file["var"]).index
+        for column in obs.columns.difference(["cell"]):
+            if not pd.api.types.is_numeric_dtype(obs[column]):
+                texts = obs[column].astype(object)
+                obs[column] = pd.Categorical(texts.where(texts.notna() & (texts != ""), None))
+        obs[KEYS.response] = obs[KEYS.response].cat.set_categories(list(CLASSES))
+        genes = pd.concat(var)
+        genes = genes[~genes.index.duplicated()].reindex(names)
+        for column in genes.select_dtypes("object"):
+            genes[column] = genes[column].fillna("")
+        for name, table in (("obs", obs), ("var", genes)):
+            del file[name]
+            write_elem(file, name, table)
 
 
 def collection(

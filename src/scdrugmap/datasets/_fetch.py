@@ -12,7 +12,6 @@ from scdrugmap._errors import UnknownNameError
 from scdrugmap._keys import CLASSES, KEYS
 from scdrugmap.datasets import loaders
 from scdrugmap.datasets._catalogue import find_study, sources_of
-from scdrugmap.datasets.loaders import _tidy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +94,7 @@ def fetch(
         try:
             adata = _label(_load(given, row, chosen, scratch), row, chosen, entry_key)
             adata.write_h5ad(scratch)
-            os.replace(scratch, converted)
+            scratch.replace(converted)
         finally:
             scratch.unlink(missing_ok=True)
     return ad.read_h5ad(converted, backed="r" if backed else None)
@@ -185,7 +184,7 @@ def _label(adata: ad.AnnData, row: pd.Series | None, source: str, entry_key: str
         record["sample_basis"] = "as in the source"
         return adata
     labels = adata.obs[KEYS.response].astype(object)
-    owner = {c: row.name for c in CLASSES}
+    owner = dict.fromkeys(CLASSES, row.name)
     if row["shared_control"]:
         owner[CLASSES[1]] = row["accession"]  # the untreated cells are the same in all data sets of the series
     adata.obs[KEYS.sample] = labels.map(lambda c: f"{owner[c]}:{c}", na_action="ignore").astype("category")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import stat
 import tarfile
@@ -82,7 +81,7 @@ def _unzip(archive: Path, folder: Path) -> None:
                 if path.is_absolute() or ".." in path.parts or ":" in path.parts[0] or link:
                     raise DownloadError(f"{archive}: unsafe member {member.filename!r}, nothing was unpacked.")
             need_space(folder, sum(m.file_size for m in members))
-            bundle.extractall(folder, members)
+            bundle.extractall(folder, members)  # noqa: S202  every name was checked above
     except zipfile.BadZipFile as error:
         raise DownloadError(
             f"{archive}: the archive is damaged ({error}). Fix: remove it and fetch it again."
@@ -101,6 +100,6 @@ def _move(folder: Path, target: Path) -> list[Path]:
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         final = target / path.relative_to(folder)
         final.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(path, final)
+        path.replace(final)
         written.append(final)
     return written

@@ -162,7 +162,8 @@ def normalise(key: str) -> str:
 @lru_cache
 def _read(path: Path, kind: Kind) -> dict[str, Entry]:
     """Parse one registry file; keys that start with a dot hold shared fragments."""
-    raw: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, ten times faster
+    raw: dict[str, Any] = yaml.load(path.read_text(encoding="utf-8"), Loader=safe)  # noqa: S506
     return {
         key: Entry(kind=kind, key=key, files=_flat(body.pop("files", [])), **body)
         for key, body in raw.items()

@@ -341,7 +341,7 @@ def _settle(
     final.parent.mkdir(parents=True, exist_ok=True)
     record = ledger.read()[ledger.name_of(entry, spec)]
     if spec.unpack is None:
-        os.replace(path, final)
+        path.replace(final)
         return ledger.note(entry, spec, record | ledger.stamp(final))
     members = archives.unpack(path, folder / spec.unpack)
     path.unlink()

@@ -30,9 +30,9 @@ def paths_of(entry: Entry, spec: FileSpec) -> list[Path]:
 def state(entry: Entry, spec: FileSpec, *, thorough: bool = False) -> State:
     """Compare one file with its record; ``thorough`` hashes it again."""
     record = ledger.read().get(ledger.name_of(entry, spec))
-    if record is None or "mtime_ns" not in record and "members" not in record:
+    if record is None or ("mtime_ns" not in record and "members" not in record):
         return "unrecorded" if spec.unpack is None and (ledger.folder_of(entry) / spec.name).is_file() else "absent"
-    expected = record["members"] if "members" in record else {spec.name: record}
+    expected = record.get("members", {spec.name: record})
     for name, seen in expected.items():
         path = ledger.folder_of(entry) / name
         if not path.is_file():

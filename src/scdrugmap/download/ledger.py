@@ -71,7 +71,7 @@ def change(edit: Callable[[dict[str, Record]], Any], path: Path | None = None) -
         handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-")
         with os.fdopen(handle, "w", encoding="utf-8") as out:
             json.dump(records, out, indent=1, sort_keys=True)
-        os.replace(scratch, path)
+        Path(scratch).replace(path)
 
 
 def name_of(entry: Entry, spec: FileSpec) -> str:

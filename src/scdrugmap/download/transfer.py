@@ -33,7 +33,7 @@ RETRIED = {408, 425, 429, 500, 502, 503, 504}
 
 
 class _Retry(Exception):
-    """This try failed in a way that another may not."""
+    """A try failed in a way that another may not."""
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
         super().__init__(reason)
@@ -105,7 +105,7 @@ class Transfer:
     def __call__(self, url: str, output_file: str | os.PathLike[str], pooch: Any = None) -> None:
         """Fetch ``url`` into ``output_file``; the signature is pooch's."""
         self.fetch(url)
-        os.replace(self.part, output_file)
+        self.part.replace(output_file)
         self.meta.unlink(missing_ok=True)
 
     def fetch(self, url: str) -> Path:

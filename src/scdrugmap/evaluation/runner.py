@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -232,22 +232,20 @@ def _execute(
     streams = getattr(backend, "supports_return_generator", False)
     parallel = joblib.Parallel(n_jobs=n_jobs, batch_size=1, return_as="generator_unordered" if streams else "list")
     # Large arrays travel as arguments of their own, which joblib maps into memory or scatters once.
-    jobs = (joblib.delayed(_numbered)(i, _light(task), _dense(task), **payload) for i, task in enumerate(tasks))
+    torch = any(t.contender.kind in ("fitted", "custom") or "mlp" in {h.name for h in t.heads} for t in tasks)
+    jobs = (joblib.delayed(_numbered)(i, _light(t), t.contender.X, torch, **payload) for i, t in enumerate(tasks))
     for i, done in parallel(jobs):
         yield tasks[i], done
 
 
 def _light(task: Task) -> Task:
-    from dataclasses import replace
-
     return replace(task, contender=replace(task.contender, X=None))
 
 
-def _dense(task: Task) -> np.ndarray | None:
-    return task.contender.X
-
-
-def _numbered(i: int, task: Task, X: np.ndarray | None, **payload: Any) -> tuple[int, list[Outcome] | str]:
-    from dataclasses import replace
-
+def _numbered(
+    i: int, task: Task, X: np.ndarray | None, torch: bool, **payload: Any
+) -> tuple[int, list[Outcome] | str]:
+    if torch:
+        # loky takes a worker that first imports torch in a later task for one that leaks memory, and replaces it.
+        import scdrugmap.models.base  # noqa: F401
     return i, run_task(replace(task, contender=replace(task.contender, X=X)), **payload)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +81,7 @@ def read_genes(path: Path, expected: int, model: str) -> list[str]:
     return genes
 
 
-def _var_names(path: Path) -> Sequence[str]:
+def _var_names(path: Path) -> list[str]:
     """The gene axis of an h5ad file; old ones hold ``var`` as one compound array."""
     import h5py
 

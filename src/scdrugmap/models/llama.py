@@ -270,7 +270,8 @@ class Llama(NetworkModel):
         from transformers import AutoModel, AutoTokenizer
 
         # Wrong options must not cost the loading of 16 GB.
-        chosen = cls._validated({**cls.recipes.get(options.get("recipe") or "", {}), **_without_recipe(options)})
+        recipe = cls.recipes.get(options.get("recipe") or "", {})
+        chosen = cls._validated({**recipe, **{k: v for k, v in options.items() if k != "recipe"}})
         files = _files(path)
         folder = files[0].parent
         try:
@@ -293,7 +294,7 @@ class Llama(NetworkModel):
                 "a complete Llama 3 folder with safetensors",
                 "compare the sizes of its files with the official ones and copy or fetch them again.",
             ) from error
-        _check_loaded(decoder, loaded, folder.name)
+        _check_loaded(loaded, folder.name)
         model = cls(decoder, tokenizer, **options)
         model.network.eval()
         model.digests = digests(*files)
@@ -330,10 +331,6 @@ class LlamaNetwork(nn.Module):
         return masked_mean(last.float(), batch["mask"])
 
 
-def _without_recipe(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in options.items() if k != "recipe"}
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the library from reporting the head that is left out on purpose."""
@@ -367,20 +364,15 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _check_loaded(decoder: nn.Module, loaded: Mapping[str, Any], source: str) -> None:
+def _check_loaded(loaded: Mapping[str, Any], source: str) -> None:
     """Raise if tensors were left at random values, left over or of another shape."""
-    for problem, key in (
-        ("lacks", "missing_keys"),
-        ("holds unexpected", "unexpected_keys"),
-        ("has mis-shaped", "mismatched_keys"),
-    ):
-        names = sorted(str(n[0] if isinstance(n, tuple) else n) for n in loaded.get(key, ()))
+    for problem, key in (("lacks", "missing"), ("holds unexpected", "unexpected"), ("has mis-shaped", "mismatched")):
+        names = sorted(str(n[0] if isinstance(n, tuple) else n) for n in loaded.get(f"{key}_keys", ()))
         names = [n for n in names if not _IGNORED.fullmatch(n)]
         if names:
             raise CheckpointError(
                 "checkpoint",
-                f"{source} {problem} {', '.join(names[:5])}"
-                + (f" and {len(names) - 5} more" if len(names) > 5 else ""),
+                f"{source} {problem} {', '.join(names[:5])}" + (f" of {len(names)}" if len(names) > 5 else ""),
                 "exactly the tensors of the official layout",
                 "use the official, unmodified checkpoint.",
             )

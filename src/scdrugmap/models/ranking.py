@@ -93,14 +93,16 @@ def _order(values: np.ndarray, starts: np.ndarray, inside: np.ndarray, columns: 
     # The bits of a non-negative float rise with its value; the sign bit is free, the last bits give way to the position.
     padded = np.zeros(inside.shape)
     padded[inside] = values[np.minimum(starts + columns, len(values) - 1)[inside]]
-    keys = (~(padded.view(np.uint64) << np.uint64(1)) & ~low) | columns.astype(np.uint64)
+    bits = padded.view(np.uint64) << np.uint64(1)
+    keys = (~bits & ~low) | columns.astype(np.uint64)
     keys[~inside] |= ~low
-    if top < width // 2:
-        keys = np.partition(keys, top, axis=1)
+    exact = not (bits & low).any()
+    if exact and top < width // 2:
+        keys = np.partition(keys, top, axis=1)[:, :top]
     keys.sort(axis=1)
     order = (keys & low).astype(np.int64)
-    ranked = np.take_along_axis(padded, order, axis=1)
-    confused = np.flatnonzero((ranked[:, 1:] > ranked[:, :-1]).any(axis=1))
-    if len(confused):
+    if not exact:
+        ranked = np.take_along_axis(padded, order, axis=1)
+        confused = np.flatnonzero((ranked[:, 1:] > ranked[:, :-1]).any(axis=1))
         order[confused] = np.argsort(-padded[confused], axis=1, kind="stable")
     return order[:, :top]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from scdrugmap._errors import CheckpointError
 from scdrugmap.genes.identifiers import Genes
 from scdrugmap.models.base import Batch, ModelOptions, NetworkModel, bucket
 from scdrugmap.models.binning import log_normalized, read_genes
-from scdrugmap.models.blocks.performer import UNUSED, PerformerEncoder, PerformerSizes, renamed, tiles
+from scdrugmap.models.blocks.favor import tiles
+from scdrugmap.models.blocks.performer import UNUSED, PerformerBlock, PerformerEncoder, PerformerSizes, renamed
 from scdrugmap.models.blocks.transformer import masked_mean
 from scdrugmap.models.card import ModelCard
 from scdrugmap.models.checkpoint import digests, load_strict, load_tensors, require_file
@@ -56,7 +57,7 @@ class ScBERT(NetworkModel):
     -----
     The authors define no embedding of a cell. The mean follows the published benchmark, which reads the first
     8,000 genes of the vocabulary (``recipe="scdrugmap"``); the default reads all, as the authors' own code does.
-    Random directions are those of the checkpoint and are never drawn anew, in training neither.
+    Random directions are those of the checkpoint and are never drawn anew, not even in training.
 
     References
     ----------
@@ -222,7 +223,8 @@ class ScBERTNetwork(PerformerEncoder):
         A cell reads the keys that it shares with weight one, but for the genes that it expresses, which it
         projects itself.
         """
-        block, positions, expressed = self.blocks[0], batch["positions"], batch["expressed"]
+        block = cast(PerformerBlock, self.blocks[0])
+        positions, expressed = batch["positions"], batch["expressed"]
         n = len(positions)
         common = (self.token.weight[0] + self.position.weight[: self.length])[None]
         own = self.token(batch["bins"]) + self.position(positions)

@@ -31,7 +31,7 @@ from scdrugmap.models.weights import randomize
 _IGNORED = (r"decoder\..*", r"cls_decoder\..*", r"mvc_decoder\..*", r"flag_encoder\.weight")
 #: Parts of some fine-tuned files that change the model but are not in the official embedding path.
 _UNUSED = (r"bn\..*", r"dsbn\..*", r"batch_encoder\..*", r"grad_reverse_discriminator\..*")
-_VARIANTS = ("whole-human", "continual-pretrained", "brain", "blood", "heart", "lung", "kidney", "pan-cancer")
+_VARIANTS = ("human", "continual-pretrained", "brain", "blood", "heart", "lung", "kidney", "pan-cancer")
 _OFFICIAL = {"embsize": 512, "nheads": 8, "d_hid": 512, "nlayers": 12, "dropout": 0.2, "pad_value": -2}
 _TINY = {"embsize": 32, "nheads": 4, "d_hid": 48, "nlayers": 2, "dropout": 0.2, "pad_value": -2}
 _OFFICIAL_GENES = 60_694
@@ -93,7 +93,7 @@ class ScGPT(NetworkModel):
         max_length=1200,
         n_parameters=50_278_400,
         lora_targets=("q_proj", "k_proj", "v_proj", "out_proj"),
-        checkpoints=tuple(f"scgpt/{name}" for name in _VARIANTS),
+        checkpoints=tuple(f"scgpt-{name}" for name in _VARIANTS),
         weights_licence="not stated (code: MIT)",
         commercial=None,
     )

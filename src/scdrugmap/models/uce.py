@@ -115,7 +115,7 @@ class UCE(NetworkModel):
         max_length=1536,
         n_parameters=91_177_472,
         lora_targets=("q_proj", "v_proj"),
-        checkpoints=("uce/4-layer", "uce/33-layer"),
+        checkpoints=("uce-4-layer", "uce-33-layer"),
         weights_licence="CC BY 4.0 (code: MIT)",
         commercial=True,
     )

@@ -259,7 +259,10 @@ def _obs(parts: list[_Part], duplicated: np.ndarray) -> pd.DataFrame:
         frames.append(frame)
     categorical = {c for f in frames for c in f if isinstance(f[c].dtype, pd.CategoricalDtype)} | {KEYS.study, *_LOCAL}
     columns = dict.fromkeys(c for f in frames for c in f)
-    plain = [f.astype({c: object for c in f.columns if c in categorical}) for f in frames]
+    # True beside a gap would become 1.0.
+    gappy = {c for f in frames for c in f if f[c].dtype == bool and any(c not in g for g in frames)}
+    plain = [f.astype({c: object for c in f.columns if c in categorical | gappy}) for f in frames]
+    plain = [f.assign(**{c: pd.Series(None, index=f.index, dtype=object) for c in gappy - set(f)}) for f in plain]
     obs = pd.concat([f.reindex(columns=list(columns)) for f in plain])
     for name in categorical & set(columns):
         found = list(dict.fromkeys(obs[name].dropna()))

@@ -83,7 +83,7 @@ def gene_coverage(
     --------
     >>> import scdrugmap as sd
     >>> adata = sd.datasets.simulate(n_cells=50, n_genes=50, rng=0)
-    >>> sd.pp.gene_coverage(adata, "scGPT").loc[0, "n_genes"]
+    >>> int(sd.pp.gene_coverage(adata, "scGPT").loc[0, "n_genes"])
     50
     """
     data = _anndata.resolve(adata, mod=mod)

@@ -99,8 +99,8 @@ def harmonize_genes(
     symbol, ensembl = resolved.symbol[first], _first_known(resolved.ensembl, target)
     if KEYS.genes not in work.adata.uns or not _is_settled(work.adata, symbol, ensembl, len(target)):
         work.adata.uns[KEYS.genes] = _record(genes, resolved, target, reference.source)
-    work.adata.var[KEYS.gene_symbol] = symbol.astype(object)
-    work.adata.var[KEYS.ensembl_id] = ensembl.astype(object)
+        work.adata.var[KEYS.gene_symbol] = symbol.astype(object)
+        work.adata.var[KEYS.ensembl_id] = ensembl.astype(object)
     if _anndata.is_mudata(work.root):
         work.root.update_var()
     _warn(genes, resolved, reference.source)

@@ -7,7 +7,9 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     submod_attrs={
         "batched": ["fit_heads"],
         "head": ["MLPHead"],
+        "lora": ["LoRAOptions"],
         "heads": ["make_head"],
+        "samples": ["sample_calls"],
         "predictor": ["ResponsePredictor", "load_predictor"],
     },
 )

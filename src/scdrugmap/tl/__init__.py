@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_few_shot_curve": ["few_shot_curve"],
         "_leakage_report": ["leakage_report"],
         "_predict_response": ["predict_response"],
+        "_profile": ["profile"],
         "_train": ["train"],
     },
 )

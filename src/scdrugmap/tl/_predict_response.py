@@ -183,7 +183,7 @@ def predict_response(
     record = _record(trained, coverage, abstain, int(missing.sum()), int(abstained.sum()), seed, strategy)
     record["shots"] = edit.adata.obs_names[shots].to_numpy(dtype=str)
     if samples is not None:
-        from scdrugmap.response.sample_calls import sample_calls
+        from scdrugmap.response.samples import sample_calls
 
         record["samples"] = sample_calls(frame["score"], samples, threshold=trained.threshold)
     if conformal is False:

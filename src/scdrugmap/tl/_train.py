@@ -275,7 +275,7 @@ class _Refit:
         from scdrugmap.response.representation import FittedRepresentation
 
         model = self.first.model
-        fresh = type(model)(**model.options.model_dump())
+        fresh = type(model)(recipe=model.recipe, **model.options.model_dump())
         fresh.fit(self.X[rows], self.genes, batch=None if self.labels is None else self.labels[rows])
         return FittedRepresentation(fresh, layer=self.first.layer).canonical()
 

@@ -10,7 +10,7 @@ import lzma
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -49,7 +49,7 @@ class Block:
     values: sparse.csr_matrix
 
 
-def open_text(path: Path) -> IO[bytes]:
+def open_text(path: Path) -> Any:
     """Open a plain, gzip, bzip2 or xz file for reading bytes; the content decides, not the name."""
     with path.open("rb") as raw:
         magic = raw.read(6)
@@ -179,14 +179,11 @@ def _fields(text: bytes, separator: str, n_fields: int) -> tuple[np.ndarray, np.
     ends = np.flatnonzero((raw == ord(separator)) | (raw == NEWLINE))
     if ends.size % n_fields:
         return None, None
-    ends = ends.reshape(-1, n_fields)
-    breaks = raw[ends] == NEWLINE
+    breaks = (raw[ends] == NEWLINE).reshape(-1, n_fields)
     if breaks[:, :-1].any() or not breaks[:, -1].all():
         return None, None
-    starts = np.empty_like(ends)
-    starts.ravel()[0] = 0
-    starts.ravel()[1:] = ends.ravel()[:-1] + 1
-    return starts, ends
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    return starts.reshape(-1, n_fields), ends.reshape(-1, n_fields)
 
 
 def _check_width(rows: list[list[str]], n_fields: int, name: str, line: int) -> None:

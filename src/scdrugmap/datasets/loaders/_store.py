@@ -64,7 +64,7 @@ class CsrStore:
         for name in ("layers", "obsm", "obsp", "varm", "varp"):
             write_elem(self.file, name, {})
         self.file.close()
-        os.replace(self.scratch, self.path)
+        self.scratch.replace(self.path)
 
     def __enter__(self) -> CsrStore:
         return self

@@ -19,7 +19,7 @@ def read_published(
     out: str | Path | None = None,
     backed: bool = False,
 ) -> ad.AnnData:
-    """Read one matrix of the published collection.
+    r"""Read one matrix of the published collection.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def read_published(
     >>> from pathlib import Path
     >>> import tempfile, scdrugmap as sd
     >>> path = Path(tempfile.mkdtemp()) / "GSE1_mal_countsMatrix.csv"
-    >>> _ = path.write_text('"Cell_barcode"\\t"Condition"\\t"ACTB"\\t"TP53"\\nAAAC-1\\tsensitive\\t3\\t0\\n')
+    >>> _ = path.write_text('"Cell_barcode"\t"Condition"\t"ACTB"\t"TP53"\nAAAC-1\tsensitive\t3\t0\n')
     >>> sd.datasets.loaders.read_published(path).obs["response"].tolist()
     ['sensitive']
     """

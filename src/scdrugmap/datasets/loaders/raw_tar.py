@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import anndata as ad
+import numpy as np
+import pandas as pd
 
 from scdrugmap._errors import InputError, ScDrugMapWarning
-from scdrugmap._keys import KEYS
+from scdrugmap._keys import CLASSES, KEYS
 from scdrugmap.datasets.loaders import _tidy
 from scdrugmap.datasets.loaders.tenx import read_10x_h5, read_10x_mtx
 from scdrugmap.datasets.loaders.text import Orientation, read_text
@@ -61,7 +63,8 @@ def read_raw_tar(
     from scdrugmap.download.archives import unpack
 
     path = Path(path)
-    facts = {KEYS.study: _tidy.study_of(path) or "", **(facts or {})}
+    study = _tidy.study_of(path)
+    facts = ({KEYS.study: study} if study else {}) | dict(facts or {})
     with tempfile.TemporaryDirectory(prefix="scdrugmap-") as scratch:
         folder = path
         if path.is_file():
@@ -76,6 +79,8 @@ def read_raw_tar(
             "list the archive and read its files one by one.",
         )
     adata = ad.concat(parts, join="outer", fill_value=0, index_unique=None, merge="first")
+    adata = adata[:, pd.unique(np.concatenate([part.var_names for part in parts]))].copy()  # concat sorts the genes
+    adata.obs[KEYS.response] = pd.Categorical(adata.obs[KEYS.response], categories=list(CLASSES))
     adata.uns[KEYS.provenance] = _tidy.provenance(path, "raw tar", samples=sorted(set(adata.obs[KEYS.sample].dropna())))
     _tidy._warn(f"{path.name}: {_tidy.HOW_TO_LABEL}")
     return _tidy.finish(adata, path.name)

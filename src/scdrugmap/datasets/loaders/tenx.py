@@ -105,7 +105,7 @@ def read_10x_h5(path: str | Path, *, facts: Mapping[str, str] | None = None) -> 
     path = Path(path)
     try:
         adata = sc.read_10x_h5(path)
-    except Exception as error:  # noqa: BLE001  scanpy raises a bare Exception here
+    except Exception as error:
         raise InputError(
             "path", str(path), "a 10x h5 file", f"check that the download is complete ({error})."
         ) from error

@@ -22,8 +22,48 @@ Orientation = Literal["auto", "genes x cells", "cells x genes"]
 
 #: Symbols that are in nearly every matrix, human or mouse, to tell a list of genes from a list of cells.
 COMMON = frozenset(
-    "ACTB ACTG1 B2M CD63 EEF1A1 ENO1 FTH1 FTL GAPDH HSP90AB1 HSPA8 LDHA MALAT1 MT-CO1 MT-CO2 MT-ND1 MYL6 NPM1 PABPC1 "
-    "PFN1 PPIA PTMA RACK1 RPL10 RPL13 RPL3 RPLP0 RPLP1 RPS12 RPS18 RPS2 RPS27 RPS3 TMSB10 TMSB4X TPT1 TUBA1B UBA52 VIM YBX1".split()
+    [
+        "ACTB",
+        "ACTG1",
+        "B2M",
+        "CD63",
+        "EEF1A1",
+        "ENO1",
+        "FTH1",
+        "FTL",
+        "GAPDH",
+        "HSP90AB1",
+        "HSPA8",
+        "LDHA",
+        "MALAT1",
+        "MT-CO1",
+        "MT-CO2",
+        "MT-ND1",
+        "MYL6",
+        "NPM1",
+        "PABPC1",
+        "PFN1",
+        "PPIA",
+        "PTMA",
+        "RACK1",
+        "RPL10",
+        "RPL13",
+        "RPL3",
+        "RPLP0",
+        "RPLP1",
+        "RPS12",
+        "RPS18",
+        "RPS2",
+        "RPS27",
+        "RPS3",
+        "TMSB10",
+        "TMSB4X",
+        "TPT1",
+        "TUBA1B",
+        "UBA52",
+        "VIM",
+        "YBX1",
+    ]
 )
 
 
@@ -37,7 +77,7 @@ def read_text(
     out: str | Path | None = None,
     backed: bool = False,
 ) -> ad.AnnData:
-    """Read a text matrix of counts.
+    r"""Read a text matrix of counts.
 
     The file is parsed some rows at a time straight to CSR and written to an h5ad file, so that memory holds one
     block, and with ``backed=True`` never the matrix.
@@ -76,7 +116,7 @@ def read_text(
     >>> from pathlib import Path
     >>> import tempfile, scdrugmap as sd
     >>> path = Path(tempfile.mkdtemp()) / "counts.tsv"
-    >>> _ = path.write_text("gene\\tc1\\tc2\\nACTB\\t3\\t0\\nTP53\\t0\\t1\\n")
+    >>> _ = path.write_text("gene\tc1\tc2\nACTB\t3\t0\nTP53\t0\t1\n")
     >>> sd.datasets.loaders.read_text(path, orientation="genes x cells").shape
     (2, 2)
     """

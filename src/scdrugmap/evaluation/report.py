@@ -1,0 +1,241 @@
+"""One self-contained HTML file per benchmark."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+
+from scdrugmap._errors import InputError
+from scdrugmap.evaluation.cells import SAME_SAMPLE
+from scdrugmap.evaluation.figures import draw_bars, draw_calibration
+from scdrugmap.evaluation.metrics import METRICS
+from scdrugmap.evaluation.statistics import holm
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from scdrugmap.evaluation.result import BenchmarkResult
+
+#: Draws into the axes that it is given.
+Draw: TypeAlias = Callable[["Axes"], Any]
+Figure: TypeAlias = tuple[str, Draw]
+
+
+def write_report(
+    result: BenchmarkResult,
+    path: Path,
+    *,
+    title: str = "Drug-response benchmark",
+    metrics: Sequence[str] | None = None,
+    figures: Sequence[Figure] | None = None,
+    extra_figures: Sequence[Figure] = (),
+    n_resamples: int = 1000,
+) -> Path:
+    """Write the report.
+
+    Parameters
+    ----------
+    result
+        The benchmark.
+    path
+        File to write.
+    title
+        Title of the page.
+    metrics
+        Metrics of the tables; the main ones if ``None``.
+    figures
+        Pairs of a title and a function that draws into matplotlib axes; bars per setting and calibration if ``None``.
+    extra_figures
+        More of them.
+    n_resamples
+        Of the bootstrap.
+
+    Returns
+    -------
+    pathlib.Path
+        The file: no script, no link to anything outside.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be written.
+
+    Examples
+    --------
+    >>> result.report("report.html")  # doctest: +SKIP
+    """
+    from jinja2 import Environment, PackageLoader, select_autoescape
+
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError("path", str(path), "a file in a folder that exists", "pass for example 'report.html'.")
+    chosen: dict[str, Any] = {} if metrics is None else {"metrics": metrics}
+    summary = result.summary(n_resamples=n_resamples, **chosen)
+    drawn = [*(default_figures(result, summary) if figures is None else figures), *extra_figures]
+    loader = PackageLoader("scdrugmap.evaluation", "templates")
+    environment = Environment(loader=loader, autoescape=select_autoescape(default=True, default_for_string=True))
+    html = environment.get_template("report.html.j2").render(
+        title=title,
+        result=result,
+        info=result.info,
+        leaky=SAME_SAMPLE in result.info.get("warnings", []),
+        same_sample=SAME_SAMPLE,
+        data=_rounded(result.data).to_dict("split"),
+        studies=_rounded(pd.DataFrame(result.info.get("studies", []))).to_dict("split"),
+        splits=_splits(result).to_dict("split"),
+        tables=_tables(result, summary),
+        missing=_missing(result).to_dict("split"),
+        probe=_rounded(_probe(result)).to_dict("split"),
+        comparisons=_rounded(_comparisons(result, n_resamples)).to_dict("split"),
+        figures=[(name, render(draw)) for name, draw in drawn],
+        timing=_rounded(_timing(result)).to_dict("split"),
+        manifest=_manifest(result),
+    )
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(html, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def default_figures(result: BenchmarkResult, summary: pd.DataFrame) -> list[Figure]:
+    """Bars of the first metrics for every setting and split, and calibration."""
+    labels = result.contenders.set_index(["model", "strategy", "head"])["label"]
+    out: list[Figure] = []
+    for (setting, split), rows in summary.groupby(["setting", "split"], sort=False):
+        for metric in list(dict.fromkeys(rows["metric"]))[:4]:
+            mine = rows[rows["metric"] == metric]
+            keys = zip(mine["model"], mine["strategy"], mine["head"], strict=True)
+            names = pd.Series([labels[k] for k in keys], index=mine.index)
+            caption = METRICS[metric].label if metric in METRICS else metric
+            warning = f" ({SAME_SAMPLE})" if split == "cell" else ""
+            name = f"{caption}: {setting}, split by {split}{warning}"
+            out.append((name, lambda ax, mine=mine, names=names: draw_bars(mine, names, ax)))  # type: ignore[misc]
+    if len(result.predictions):
+        out.append(("Calibration", lambda ax: draw_calibration(result, ax)))
+    return out
+
+
+def render(draw: Draw) -> str:
+    """Draw into new axes and return a PNG as a data address."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
+    figure = Canvas(figsize=(8, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    draw(figure.add_subplot())
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _tables(result: BenchmarkResult, summary: pd.DataFrame) -> list[dict[str, Any]]:
+    """One table per setting, split and category: contenders x metrics, the best above the floor marked."""
+    labels = result.contenders.set_index(["model", "strategy", "head"])["label"]
+    out = []
+    for (setting, split, by, category), rows in summary.groupby(["setting", "split", "by", "category"], sort=False):
+        names = list(dict.fromkeys(rows["metric"]))
+        notes = sorted({n for n in rows["note"] if n})
+        reasons = sorted({r for r, v in zip(rows["reason"], rows["value"], strict=True) if r and np.isnan(v)})
+        lines = []
+        for key, mine in rows.groupby(["model", "strategy", "head"], sort=False):
+            cells = {m: r for m, r in zip(mine["metric"], mine.to_dict("records"), strict=True)}
+            lines.append(
+                {"label": labels[key], "baseline": key[1] == "baseline", "values": [_cell(cells.get(m)) for m in names]}
+            )
+        title = f"{setting}, split by {split}" + (f"; {by}: {category}" if by else "")
+        groups = int(rows["n_groups"].max())
+        out.append(
+            {"title": title, "leaky": split == "cell", "metrics": names, "lines": lines, "notes": notes}
+            | {"reasons": reasons, "n_groups": groups, "unit": "left-out groups" if setting == "cross" else "samples"}
+        )
+    return out
+
+
+def _cell(row: dict[str, Any] | None) -> dict[str, Any]:
+    if row is None or np.isnan(row["value"]):
+        return {"text": "n/a", "interval": "", "title": row["reason"] if row else "", "below": False}
+    record = METRICS.get(row["metric"])
+    higher = record.higher_is_better if record else True
+    floor = row["floor"]
+    below = bool(np.isfinite(floor) and (row["value"] <= floor if higher else row["value"] >= floor))
+    bounds = "" if np.isnan(row["ci_low"]) else f"{row['ci_low']:.2f} to {row['ci_high']:.2f}"
+    return {"text": f"{row['value']:.3f}", "interval": bounds, "title": row["reason"], "below": below}
+
+
+def _splits(result: BenchmarkResult) -> pd.DataFrame:
+    """One row per partition: folds, sizes, notes or the reason why there are none."""
+    frame = result.partition_frame()
+    grouped = frame.groupby(["setting", "split", "by", "category"], sort=False)
+    out = grouped.agg(
+        folds=("fold", lambda f: int((f != "").sum())), test_cells=("n_test", "sum"), notes=("notes", "first"),
+        reason=("reason", lambda r: "; ".join(sorted({x for x in r if x}))), hash=("hash", lambda h: str(h.iloc[0])[:12]),
+    )  # fmt: skip
+    return out.reset_index()
+
+
+def _missing(result: BenchmarkResult) -> pd.DataFrame:
+    """Values that could not be computed, counted by reason."""
+    rows = result.table[result.table["value"].isna()]
+    grouped = rows.groupby(["setting", "split", "category", "reason"], sort=False)
+    return grouped.agg(rows=("metric", "size"), models=("model", "nunique")).reset_index()
+
+
+def _probe(result: BenchmarkResult) -> pd.DataFrame:
+    rows = result.table[result.table["setting"] == "probe"]
+    if rows.empty:
+        return pd.DataFrame()
+    wide = rows.pivot_table(index=["model", "by", "category"], columns="metric", values="value", sort=False)
+    return wide.reset_index()
+
+
+def _comparisons(result: BenchmarkResult, n_resamples: int) -> pd.DataFrame:
+    """Every model against the best simple baseline that took part, Holm-corrected over all rows."""
+    known = result.contenders
+    simple = known[known["strategy"].eq("baseline") & known["head"].ne("")]
+    models = known[known["strategy"].ne("baseline")]
+    metric = next((m for m in ("f1_macro", "auroc", "f1") if m in set(result.table["metric"])), None)
+    if simple.empty or models.empty or metric is None:
+        return pd.DataFrame()
+    parts = [
+        result.compare(a, b, metrics=metric, n_resamples=n_resamples).assign(model=a, baseline=b)
+        for a in models["label"]
+        for b in simple["label"]
+    ]
+    frame = pd.concat(parts, ignore_index=True).drop(columns=["by", "p_holm"])
+    frame["p_holm"] = holm(frame["p"].to_numpy(dtype=float))
+    first = ["model", "baseline"]
+    return frame[[*first, *(c for c in frame if c not in first)]]
+
+
+def _timing(result: BenchmarkResult) -> pd.DataFrame:
+    if "seconds" not in result.units:
+        return pd.DataFrame()
+    grouped = result.units.groupby(["model", "strategy", "head"], sort=False)
+    columns: dict[str, Any] = {"units": ("unit", "size"), "seconds": ("seconds", "sum")}
+    if "memory_bytes" in result.units:
+        columns["peak_memory_gib"] = ("memory_bytes", lambda b: float(b.max()) / 2**30)
+    return grouped.agg(**columns).reset_index()
+
+
+def _manifest(result: BenchmarkResult) -> list[tuple[str, str]]:
+    """Arguments, versions and digests, as text."""
+    rows = [(k, v) for k, v in result.info.items() if k not in ("studies",)]
+    if len(result.units):
+        first = result.units.iloc[0]
+        rows += [(k, first[k]) for k in ("versions", "device") if k in first]
+        if "representation_sha256" in result.units:
+            digests = result.units.drop_duplicates(["model", "strategy"])
+            rows += [(f"content of {m}", d) for m, d in zip(digests["model"], digests["representation_sha256"], strict=True)]
+    return [(k, str(v)) for k, v in rows]
+
+
+def _rounded(frame: pd.DataFrame) -> pd.DataFrame:
+    out = frame.copy()
+    for column in out.select_dtypes("float"):
+        out[column] = out[column].map(lambda v: "" if np.isnan(v) else f"{v:.3g}")
+    return out
