@@ -370,6 +370,19 @@ def test_register_local(server, registry, tmp_path, copy, as_folder):
     assert own.exists()
 
 
+def test_register_local_takes_an_unpacked_archive(server, registry, tmp_path):
+    registry([spec(server, "404", name="emb.tar.gz", unpack="."), spec(server, "404", **known(server))])
+    own = tmp_path / "mine"
+    (own / "emb").mkdir(parents=True)
+    (own / "emb" / "a.pt").write_bytes(b"a")
+    (own / "model.bin").write_bytes(server.files["model.bin"])
+    folder = download.register_local("checkpoints", "toy", own)
+    assert fetch() == folder and (folder / "emb" / "a.pt").read_bytes() == b"a"
+    assert download.verify("checkpoints", "toy")["state"].tolist() == ["ok", "ok"]
+    (own / "emb" / "a.pt").write_bytes(b"changed")
+    assert download.verify("checkpoints", "toy")["state"].tolist() == ["altered", "ok"]
+
+
 def test_register_local_checks_the_digest(server, registry, tmp_path):
     registry([spec(server, **known(server))])
     own = tmp_path / "model.bin"

@@ -86,14 +86,12 @@ def fetch(
         given = _main_file(folder, entry_key)
     converted = _place(name, chosen, given, own=path is not None)
     if converted is None:
-        adata = _load(given, row, chosen, None)
-        return _label(adata, row, chosen, entry_key)
+        return _label(_load(given, row, chosen), row, chosen, entry_key)
     if not converted.exists():
         converted.parent.mkdir(parents=True, exist_ok=True)
         scratch = converted.with_name(f".{os.getpid()}-{converted.name}")
         try:
-            adata = _label(_load(given, row, chosen, scratch), row, chosen, entry_key)
-            adata.write_h5ad(scratch)
+            _convert(given, row, chosen, entry_key, scratch)
             scratch.replace(converted)
         finally:
             scratch.unlink(missing_ok=True)
@@ -145,12 +143,28 @@ def _place(name: str, source: str, given: Path, *, own: bool) -> Path | None:
     return ledger.root() / "datasets" / ".converted" / f"{name}.{source}.{stamp}.h5ad"
 
 
-def _load(given: Path, row: pd.Series | None, source: str, out: Path | None) -> ad.AnnData:
+def _load(given: Path, row: pd.Series | None, source: str) -> ad.AnnData:
     """Read the files with the facts of the catalogue."""
     facts = _facts(row, source) if row is not None else {}
-    if source == "published":
-        return loaders.read_published(given, facts=facts, out=out)
-    return loaders.load(given, facts=facts)
+    return loaders.read_published(given, facts=facts) if source == "published" else loaders.load(given, facts=facts)
+
+
+def _convert(given: Path, row: pd.Series | None, source: str, entry_key: str, out: Path) -> None:
+    """Write the labelled study to ``out``; a published matrix never comes into memory."""
+    import h5py
+    from anndata.io import write_elem
+
+    if source != "published" or row is None:
+        _label(_load(given, row, source), row, source, entry_key).write_h5ad(out)
+        return
+    adata = _label(
+        loaders.read_published(given, facts=_facts(row, source), out=out, backed=True), row, source, entry_key
+    )
+    adata.file.close()
+    with h5py.File(out, "r+") as file:
+        for name, table in (("obs", adata.obs), ("uns", dict(adata.uns))):
+            del file[name]
+            write_elem(file, name, table)
 
 
 def _facts(row: pd.Series, source: str) -> dict[str, str]:

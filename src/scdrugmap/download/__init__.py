@@ -6,8 +6,9 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
         "catalog": ["Entry", "FileSpec", "KINDS", "entries", "find"],
-        "engine": ["fetch", "register_local"],
+        "engine": ["fetch"],
         "inventory": ["info", "listing", "remove", "verify", "where"],
+        "local": ["register_local"],
         "transfer": ["Transfer"],
     },
 )

@@ -15,11 +15,9 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import pooch
-from filelock import Timeout
 
 from scdrugmap._errors import (
     DownloadError,
-    InputError,
     IntegrityError,
     LicenceError,
     OfflineError,
@@ -27,8 +25,9 @@ from scdrugmap._errors import (
     UnknownNameError,
 )
 from scdrugmap._logging import get_logger
-from scdrugmap.download import archives, doi, inventory, ledger
+from scdrugmap.download import doi, inventory, ledger
 from scdrugmap.download.catalog import Entry, FileSpec, Kind, expand, find, hf_endpoint, licence_line
+from scdrugmap.download.placement import bring, locked, settle
 from scdrugmap.download.transfer import Progress, Transfer, need_space
 
 
@@ -93,7 +92,7 @@ def fetch(
     specs, folder = _select(entry, files), ledger.folder_of(entry)
     if specs and all(inventory.state(entry, s) == "ok" for s in specs):
         return folder
-    with _locked(entry):
+    with locked(entry):
         folder.mkdir(parents=True, exist_ok=True)
         missing = [s for s in specs if not inventory.ready(entry, s)]
         if not missing:
@@ -108,60 +107,6 @@ def fetch(
     return folder
 
 
-def register_local(
-    kind: Kind, key: str, path: str | os.PathLike[str], *, copy: bool = False, trust: bool = False
-) -> Path:
-    """Use files that are already on this machine.
-
-    Parameters
-    ----------
-    kind
-        ``"checkpoints"`` or ``"datasets"``.
-    key
-        Key or alias.
-    path
-        A folder that holds the files under their official names, or one file.
-    copy
-        Copy the files into the cache; else the cache links to where they lie.
-    trust
-        Use files whose digest differs from the registered one, with a warning.
-
-    Returns
-    -------
-    The entry's folder.
-
-    Raises
-    ------
-    InputError
-        If nothing at ``path`` belongs to the entry.
-    IntegrityError
-        If a file is not the registered one and ``trust`` is false; the cache is left as it was.
-
-    Examples
-    --------
-    >>> from scdrugmap import download
-    >>> download.register_local("checkpoints", "scfoundation", "/data/models.ckpt")  # doctest: +SKIP
-    """
-    entry, given = find(kind, key), Path(path).expanduser().resolve()
-    pairs = _match(entry, given)
-    with _locked(entry):
-        folder = ledger.folder_of(entry)
-        for spec, source in pairs:
-            final = folder / spec.name
-            final.parent.mkdir(parents=True, exist_ok=True)
-            scratch = final.with_name(f".{final.name}.new")
-            scratch.unlink(missing_ok=True)
-            _bring(source, scratch, copy=copy or spec.unpack is not None)
-            try:
-                _settle(entry, spec, scratch, origin="local file", url=str(source), trust=trust)
-            finally:
-                scratch.unlink(missing_ok=True)
-        left = [s.name for s in entry.files if s.required and not inventory.ready(entry, s)]
-    if left:
-        get_logger().warning("%s is not complete yet; still missing: %s", entry.key, ", ".join(left))
-    return folder
-
-
 def _select(entry: Entry, files: str | Iterable[str] | None) -> list[FileSpec]:
     """Files that were asked for."""
     if files is None:
@@ -173,21 +118,6 @@ def _select(entry: Entry, files: str | Iterable[str] | None) -> list[FileSpec]:
             raise UnknownNameError("files", pattern, [f.name for f in entry.files])
         chosen += [f for f in hits if f not in chosen]
     return chosen
-
-
-@contextlib.contextmanager
-def _locked(entry: Entry) -> Iterator[None]:
-    """Hold the entry's lock; say so where another process has it."""
-    lock = ledger.lock_of(entry)
-    try:
-        lock.acquire(timeout=0.2)
-    except Timeout:
-        get_logger().warning("%s: another process is fetching it; waiting.", entry.key)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _offline() -> bool:
@@ -242,8 +172,8 @@ def _fetch_file(entry: Entry, spec: FileSpec, progress: Progress) -> None:
         try:
             os.link(twin.resolve(), scratch)
         except OSError:  # another disk, or a file system without hard links
-            _bring(twin, scratch, copy=True)
-        return _settle(entry, spec, scratch, origin="registry", url=str(twin))
+            bring(twin, scratch, copy=True)
+        return settle(entry, spec, scratch, origin="registry", url=str(twin))
     failures: list[ScDrugMapError] = []
     for url, plain in _sources(entry, spec):
         try:
@@ -297,7 +227,7 @@ def _download(entry: Entry, spec: FileSpec, url: str, plain: bool, progress: Pro
     if not plain:
         _write_vocabulary(staged)
     try:
-        _settle(entry, spec, staged, origin=origin, url=address, digest=digest)
+        settle(entry, spec, staged, origin=origin, url=address, digest=digest)
     finally:
         staged.unlink(missing_ok=True)
 
@@ -329,52 +259,3 @@ def _write_vocabulary(path: Path) -> None:
     except (ValueError, TypeError) as error:
         raise IntegrityError(f"{path.name}: the source is not a JSON vocabulary ({error}).") from error
     path.write_text("\n".join(n for n in names if not re.fullmatch(r"[<\[].*[>\]]", n)), encoding="utf-8")
-
-
-def _settle(
-    entry: Entry, spec: FileSpec, path: Path, *, origin: str, url: str, digest: str | None = None, trust: bool = False
-) -> None:
-    """Check a file, put it into place, record it; an archive leaves its members instead of itself."""
-    inventory.adopt(entry, spec, path, origin=origin, url=url, digest=digest, trust=trust)
-    folder = ledger.folder_of(entry)
-    final = folder / spec.name
-    final.parent.mkdir(parents=True, exist_ok=True)
-    record = ledger.read()[ledger.name_of(entry, spec)]
-    if spec.unpack is None:
-        path.replace(final)
-        return ledger.note(entry, spec, record | ledger.stamp(final))
-    members = archives.unpack(path, folder / spec.unpack)
-    path.unlink()
-    record.pop("mtime_ns")
-    record["members"] = {
-        m.relative_to(folder).as_posix(): {"sha256": pooch.file_hash(str(m)), **ledger.stamp(m)} for m in members
-    }
-    ledger.note(entry, spec, record)
-
-
-def _match(entry: Entry, given: Path) -> list[tuple[FileSpec, Path]]:
-    """Pair the files of an entry with what lies at a local path."""
-    if not given.exists():
-        raise InputError("path", str(given), "an existing file or folder", "check the spelling.")
-    if given.is_dir():
-        spots = [(s, p) for s in entry.files for p in (given / s.name, given / Path(s.name).name) if p.is_file()]
-        pairs = list({s.name: (s, p) for s, p in reversed(spots)}.values())
-    else:
-        pairs = [(s, given) for s in entry.files if Path(s.name).name == given.name]
-        required = [s for s in entry.files if s.required]
-        pairs = pairs or [(s, given) for s in required if len(required) == 1]
-    if not pairs:
-        names = ", ".join(f.name for f in entry.files) or "no files"
-        raise InputError("path", str(given), f"files of {entry.key} ({names})", "use the official file names.")
-    return pairs
-
-
-def _bring(source: Path, target: Path, *, copy: bool) -> None:
-    """Copy or link; a file system without links gets a copy."""
-    if not copy:
-        try:
-            return target.symlink_to(source.resolve())
-        except OSError:
-            get_logger().warning("%s: links are not possible here, copying.", target)
-    need_space(target.parent, source.stat().st_size)
-    shutil.copyfile(source, target)
