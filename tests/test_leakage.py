@@ -9,15 +9,16 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.feature_selection import SelectKBest
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+
 import scdrugmap as sd
 from scdrugmap._errors import InputError
 from scdrugmap.evaluation.inputs import FITTED_ON_ALL, GROUP_CONTEXT
 from scdrugmap.models import registry
 from scdrugmap.models.card import ModelCard
-from sklearn.feature_selection import SelectKBest
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
 
 SEEDS = range(3)
 

@@ -153,6 +153,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def how_disguised(self, name: str, body: bytes) -> None:
         self.answer(200, b"\n <HTML><title>Sign in</title></HTML>")
 
+    def how_message(self, name: str, body: bytes) -> None:
+        self.answer(200, b'{"error": "no such file"}', Content_Type="application/json")
+
     def how_empty202(self, name: str, body: bytes) -> None:
         self.answer(202, b"", **{"x-amzn-waf-action": "challenge"})
 

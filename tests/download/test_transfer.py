@@ -84,6 +84,7 @@ def test_part_that_is_longer_than_the_file_is_dropped(server, tmp_path):
         ("500", DownloadError, "gave up after"),
         ("login", DownloadError, "web page"),
         ("disguised", DownloadError, "web page"),
+        ("message", DownloadError, "JSON"),
         ("empty202", DownloadError, "HTTP 202"),
         ("toolong", DownloadError, "gave up after"),
         ("banned", DownloadError, "86400 seconds"),

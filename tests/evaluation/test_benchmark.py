@@ -8,14 +8,15 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score, roc_auc_score
+
 import scdrugmap as sd
 from scdrugmap._errors import InputError, MissingKeyError, ScDrugMapWarning, UnknownNameError
 from scdrugmap.evaluation.cells import SAME_SAMPLE
 from scdrugmap.evaluation.contenders import rule_scores
 from scdrugmap.evaluation.result import BenchmarkResult
 from scdrugmap.evaluation.table import COLUMNS, aggregate
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score, roc_auc_score
 
 RULES = ["all_sensitive", "majority", "random"]
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scdrugmap.evaluation.duplicates import connected, content_hash, duplicate_groups
 from scipy import sparse
+
+from scdrugmap.evaluation.duplicates import connected, content_hash, duplicate_groups
 
 
 def counts(n=60, genes=50, seed=0):
@@ -20,7 +21,7 @@ def counts(n=60, genes=50, seed=0):
 def test_equal_hash_means_equal_row(X):
     h = content_hash(X)
     for i in range(len(X)):
-        np.testing.assert_array_equal((h == h[i]).all(axis=1), (X == X[i]).all(axis=1))
+        np.testing.assert_array_equal((h == h[i]).all(axis=1), (X[i] == X).all(axis=1))
 
 
 def test_storage_does_not_matter_and_input_is_unchanged():

@@ -15,6 +15,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+
 import scdrugmap as sd
 
 SCRIPT = """
@@ -78,7 +79,14 @@ def test_kill_9_half_way_then_again(tmp_path):
 def grid(adata, models, **kwargs):
     baselines = ["majority", "sample_probe"]
     return sd.tl.benchmark(
-        adata, models=models, n_folds=4, setting=["pooled", "cross"], rng=0, head="logistic", baselines=baselines, **kwargs
+        adata,
+        models=models,
+        n_folds=4,
+        setting=["pooled", "cross"],
+        rng=0,
+        head="logistic",
+        baselines=baselines,
+        **kwargs,
     )
 
 

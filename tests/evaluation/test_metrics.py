@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn import metrics as sk
+
 from scdrugmap._errors import InputError, UnknownNameError
 from scdrugmap.evaluation.metrics import METRICS, N_BINS, Sums, evaluate, resolve_metrics
-from sklearn import metrics as sk
 
 ORACLES = {
     "f1": lambda y, s, p: sk.f1_score(y, p),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from scdrugmap._errors import InputError
 from scdrugmap.evaluation.cells import SAME_SAMPLE, Cells, data_card, encode_labels, make_partition
 from scdrugmap.evaluation.splits import (

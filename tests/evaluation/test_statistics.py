@@ -6,6 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scikit_posthocs as sp
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
 from scdrugmap.evaluation.metrics import METRICS, evaluate, resolve_metrics
 from scdrugmap.evaluation.statistics import (
     bootstrap,
@@ -16,8 +19,6 @@ from scdrugmap.evaluation.statistics import (
     rank_models,
     resampled,
 )
-from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 
 def predictions(n_groups=12, cells=15, strength=0.8, seed=0):
@@ -137,7 +138,9 @@ def test_ranking_equals_scipy_and_posthocs():
 
 def test_permutation_moves_whole_samples():
     y, score, pred, group = predictions(n_groups=6, strength=9)
-    p, reason = permutation_pvalue(y, score, pred, group, METRICS["accuracy"], n_permutations=2000, rng=np.random.default_rng(0))
+    p, reason = permutation_pvalue(
+        y, score, pred, group, METRICS["accuracy"], n_permutations=2000, rng=np.random.default_rng(0)
+    )
     # Three of six samples are sensitive: 20 orders, one of which is the true one.
     assert p == pytest.approx(1 / 20, abs=0.015)
     assert reason == ""

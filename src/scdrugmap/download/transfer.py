@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import urlsplit
 
 from scdrugmap._errors import DownloadError, IntegrityError, LicenceError
 
@@ -205,8 +206,11 @@ class Transfer:
             raise DownloadError(f"{url}: HTTP {code} {answer.reason}, the file is not there any more.")
         if code not in (200, 206) or "x-amzn-waf-action" in {k.lower() for k in headers}:
             raise DownloadError(f"{url}: HTTP {code} without the file; the host turns scripts away.")
-        if "text/html" in headers.get("Content-Type", "").lower() and not self.html:
+        kind = headers.get("Content-Type", "").lower()
+        if "text/html" in kind and not self.html:
             raise _web_page(url)
+        if "application/json" in kind and ".json" not in self.part.name and not urlsplit(url).path.endswith(".json"):
+            raise DownloadError(f"{url}: the server sent a message (JSON) instead of the file.")
 
     def _total(self, answer: requests.Response, start: int, url: str) -> int | None:
         """Bytes of the whole file as the server announces them, checked against the registry."""

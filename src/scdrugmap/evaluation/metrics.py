@@ -96,7 +96,7 @@ def _mcc(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.ndarray) -> np.n
     both = (tp + fn) * (tn + fp)
     margin = np.sqrt(both) * np.sqrt((tp + fp) * (tn + fn))
     value = np.divide(tp * tn - fp * fn, margin, out=np.zeros(margin.shape), where=margin > 0)
-    return np.where(both > 0, value, np.nan)
+    return np.where(both > 0, np.clip(value, -1, 1), np.nan)
 
 
 def _brier(y: np.ndarray, score: np.ndarray) -> np.ndarray:
@@ -319,7 +319,10 @@ class Sums:
         from scipy import sparse
 
         _, place = np.unique(-self.score, return_inverse=True)
-        shape = (int(place.max()) + 1, self.n_groups)
+        n_levels = int(place.max()) + 1
+        if self.n_groups == 1:
+            return {c: np.bincount(place[mask], minlength=n_levels)[:, None] for c, mask in self.classes.items()}
+        shape = (n_levels, self.n_groups)
         return {
             label: sparse.csr_matrix((np.ones(int(mask.sum())), (place[mask], self.group[mask])), shape=shape)
             for label, mask in self.classes.items()

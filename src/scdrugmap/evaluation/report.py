@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -13,7 +14,6 @@ import pandas as pd
 
 from scdrugmap._errors import InputError
 from scdrugmap.evaluation.cells import SAME_SAMPLE
-from scdrugmap.evaluation.figures import draw_bars, draw_calibration
 from scdrugmap.evaluation.metrics import METRICS
 from scdrugmap.evaluation.statistics import holm
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from scdrugmap.evaluation.result import BenchmarkResult
 
-#: Draws into the axes that it is given.
-Draw: TypeAlias = Callable[["Axes"], Any]
+#: Draws into the axes that it is given as ``ax``.
+Draw: TypeAlias = Callable[..., Any]
 Figure: TypeAlias = tuple[str, Draw]
 
 
@@ -50,7 +50,8 @@ def write_report(
     metrics
         Metrics of the tables; the main ones if ``None``.
     figures
-        Pairs of a title and a function that draws into matplotlib axes; bars per setting and calibration if ``None``.
+        Pairs of a title and a function that draws into matplotlib axes, passed as ``ax``; by default bars and calibration for
+        every setting and split.
     extra_figures
         More of them.
     n_resamples
@@ -76,7 +77,8 @@ def write_report(
         raise InputError("path", str(path), "a file in a folder that exists", "pass for example 'report.html'.")
     chosen: dict[str, Any] = {} if metrics is None else {"metrics": metrics}
     summary = result.summary(n_resamples=n_resamples, **chosen)
-    drawn = [*(default_figures(result, summary) if figures is None else figures), *extra_figures]
+    shown = list(dict.fromkeys(summary["metric"]))
+    drawn = [*(default_figures(result, shown) if figures is None else figures), *extra_figures]
     loader = PackageLoader("scdrugmap.evaluation", "templates")
     environment = Environment(loader=loader, autoescape=select_autoescape(default=True, default_for_string=True))
     html = environment.get_template("report.html.j2").render(
@@ -102,22 +104,34 @@ def write_report(
     return path
 
 
-def default_figures(result: BenchmarkResult, summary: pd.DataFrame) -> list[Figure]:
-    """Bars of the first metrics for every setting and split, and calibration."""
-    labels = result.contenders.set_index(["model", "strategy", "head"])["label"]
+def default_figures(result: BenchmarkResult, metrics: Sequence[str]) -> list[Figure]:
+    """Bars of the first metrics and calibration, for every setting and split."""
+    # The figures stand above this room; only the report, which puts a page together, reaches up to them.
+    from scdrugmap import pl
+
     out: list[Figure] = []
-    for (setting, split), rows in summary.groupby(["setting", "split"], sort=False):
-        for metric in list(dict.fromkeys(rows["metric"]))[:4]:
-            mine = rows[rows["metric"] == metric]
-            keys = zip(mine["model"], mine["strategy"], mine["head"], strict=True)
-            names = pd.Series([labels[k] for k in keys], index=mine.index)
-            caption = METRICS[metric].label if metric in METRICS else metric
-            warning = f" ({SAME_SAMPLE})" if split == "cell" else ""
-            name = f"{caption}: {setting}, split by {split}{warning}"
-            out.append((name, lambda ax, mine=mine, names=names: draw_bars(mine, names, ax)))  # type: ignore[misc]
-    if len(result.predictions):
-        out.append(("Calibration", lambda ax: draw_calibration(result, ax)))
+    scores = result.table[result.table["setting"] != "probe"]
+    places = scores[["setting", "split", "by", "category"]].drop_duplicates()
+    keys = ["setting", "split"]
+    if places.duplicated([*keys, "category"]).any():
+        keys.append("by")
+    for values in places[keys].drop_duplicates().itertuples(index=False):
+        where = dict(zip(keys, values, strict=True))
+        part = result.select(**where)
+        name = f"{where['setting']}, split by {where['split']}" + (f", {where['by']}" if where.get("by") else "")
+        name += f" ({SAME_SAMPLE})" if where["split"] == "cell" else ""
+        for metric in metrics[:3]:
+            label = METRICS[metric].label if metric in METRICS else metric
+            out.append((f"{label}: {name}", partial(_bars, part, metric)))
+        if len(part.predictions):
+            out.append((f"Calibration: {name}", partial(pl.calibration, part, show=False)))
     return out
+
+
+def _bars(result: BenchmarkResult, metric: str, *, ax: Axes) -> None:
+    from scdrugmap import pl
+
+    pl.benchmark(result, metric=metric, ax=ax, show=False)
 
 
 def render(draw: Draw) -> str:
@@ -127,7 +141,7 @@ def render(draw: Draw) -> str:
 
     figure = Canvas(figsize=(8, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    draw(figure.add_subplot())
+    draw(ax=figure.add_subplot())
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -143,7 +157,7 @@ def _tables(result: BenchmarkResult, summary: pd.DataFrame) -> list[dict[str, An
         reasons = sorted({r for r, v in zip(rows["reason"], rows["value"], strict=True) if r and np.isnan(v)})
         lines = []
         for key, mine in rows.groupby(["model", "strategy", "head"], sort=False):
-            cells = {m: r for m, r in zip(mine["metric"], mine.to_dict("records"), strict=True)}
+            cells = dict(zip(mine["metric"], mine.to_dict("records"), strict=True))
             lines.append(
                 {"label": labels[key], "baseline": key[1] == "baseline", "values": [_cell(cells.get(m)) for m in names]}
             )
@@ -230,7 +244,9 @@ def _manifest(result: BenchmarkResult) -> list[tuple[str, str]]:
         rows += [(k, first[k]) for k in ("versions", "device") if k in first]
         if "representation_sha256" in result.units:
             digests = result.units.drop_duplicates(["model", "strategy"])
-            rows += [(f"content of {m}", d) for m, d in zip(digests["model"], digests["representation_sha256"], strict=True)]
+            rows += [
+                (f"content of {m}", d) for m, d in zip(digests["model"], digests["representation_sha256"], strict=True)
+            ]
     return [(k, str(v)) for k, v in rows]
 
 

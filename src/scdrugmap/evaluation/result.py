@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -97,6 +97,40 @@ class BenchmarkResult:
                 sizes = {"fold": f.name, "n_train": len(f.train), "n_test": len(f.test)}
                 records.append(where | sizes | {"reason": p.reason or f.reason, "notes": notes})
         return pd.DataFrame(records)
+
+    def select(self, **where: str) -> Self:
+        """Return the part of the result in which the given columns hold the given values.
+
+        Parameters
+        ----------
+        **where
+            Columns of the table that say where a row stands: ``setting``, ``split``, ``by``, ``category``, ``model``,
+            ``strategy``, ``head``.
+
+        Raises
+        ------
+        UnknownNameError
+            For another column, or a value that the result does not hold.
+
+        Examples
+        --------
+        >>> result.select(setting="cross", split="study")  # doctest: +SKIP
+        """
+        for column, value in where.items():
+            if column not in PLACE:
+                raise UnknownNameError("where", column, PLACE)
+            if value not in set(self.table[column]):
+                raise UnknownNameError(column, value, [str(v) for v in pd.unique(self.table[column])])
+        rows, units = self.table, self.units
+        for column, value in where.items():
+            rows, units = rows[rows[column] == value], units[units[column] == value]
+        predictions = self.predictions[self.predictions["unit"].isin(units["unit"])]
+        here = {c: v for c, v in where.items() if c in ("setting", "split", "by", "category")}
+        partitions = [p for p in self.partitions if all(getattr(p, c) == v for c, v in here.items())]
+        return replace(
+            self, table=rows.reset_index(drop=True), units=units.reset_index(drop=True),
+            predictions=predictions.reset_index(drop=True), partitions=partitions,
+        )  # fmt: skip
 
     def summary(
         self,

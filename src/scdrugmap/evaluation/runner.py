@@ -242,9 +242,7 @@ def _light(task: Task) -> Task:
     return replace(task, contender=replace(task.contender, X=None))
 
 
-def _numbered(
-    i: int, task: Task, X: np.ndarray | None, torch: bool, **payload: Any
-) -> tuple[int, list[Outcome] | str]:
+def _numbered(i: int, task: Task, X: np.ndarray | None, torch: bool, **payload: Any) -> tuple[int, list[Outcome] | str]:
     if torch:
         # loky takes a worker that first imports torch in a later task for one that leaks memory, and replaces it.
         import scdrugmap.models.base  # noqa: F401

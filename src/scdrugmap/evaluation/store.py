@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class Unit:
     @property
     def where(self) -> dict[str, str]:
         """The columns that place the unit in the table."""
-        return {k: v for k, v in asdict(self).items() if k != "content"}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "content"}
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "base": ["FittedModel", "GroupModel", "NetworkModel"],
         "card": ["ModelCard"],
         "_list": ["list"],
-        "fetch": ["fetch", "remove", "verify", "where"],
+        "_fetch": ["fetch", "remove", "verify", "where"],
         "registry": ["info", "load", "register"],
     },
 )

@@ -99,6 +99,8 @@ class NetworkModel(Model):
     network: nn.Module
     #: SHA-256 of each file that was read, by file name.
     digests: Mapping[str, str]
+    #: Whether any gene name can be used, so that no gene is foreign (models that read text).
+    open_vocabulary: ClassVar[bool] = False
     #: Padded tokens in one forward pass on a CPU; the engine scales it on other devices.
     token_budget: ClassVar[int] = 16_384
 

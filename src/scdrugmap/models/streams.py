@@ -20,7 +20,7 @@ class FileOrderStream:
     >>> import numpy as np
     >>> stream = FileOrderStream(0)
     >>> stream.advance(np.arange(3))
-    >>> float(stream.values.random_sample().round(4))
+    >>> round(float(stream.values.random_sample()), 4)
     0.5488
     """
 

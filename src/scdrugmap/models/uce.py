@@ -6,7 +6,7 @@ import hashlib
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -187,13 +187,14 @@ class UCE(NetworkModel):
             cells = np.concatenate([_row_sums(c, genes[c.X.indices]) >= 25 for c in blocks()])
         survey = Survey(genes, cells, None, FileOrderStream(options.seed) if self.sequential else None)
         if options.padding == "official":
-            lengths = np.concatenate([self._lengths(c, survey) for c in blocks()])
-            longest, kept = np.zeros(len(lengths), dtype=np.int64), np.flatnonzero(lengths)
-            starts = np.arange(0, len(kept), options.official_batch)
-            if len(kept):
-                batch = np.arange(len(kept)) // options.official_batch
-                longest[kept] = np.maximum.reduceat(lengths[kept], starts)[batch]
-        return Survey(genes, cells, longest, survey.stream)
+            lengths = np.concatenate([self.tokenize(replace(c, survey=survey)).lengths for c in blocks()])
+            kept = np.flatnonzero(lengths)
+            batch = np.arange(len(kept)) // options.official_batch
+            tops = np.zeros(batch.max(initial=-1) + 1, dtype=np.int64)
+            np.maximum.at(tops, batch, lengths[kept])
+            longest = np.zeros_like(lengths)
+            longest[kept] = tops[batch]
+        return replace(survey, longest=longest)
 
     def tokenize(self, counts: Counts) -> Tokens:
         """``CLS``, then each chromosome with its drawn genes by position; pure unless ``draws="stream"``.
@@ -238,14 +239,6 @@ class UCE(NetworkModel):
             fix = "pass survey=model.survey(blocks), or use the defaults to tokenise cells on their own."
             raise InputError("counts.survey", counts.survey, "a survey of the whole data set", fix)
         return counts.survey if needed else None
-
-    def _lengths(self, counts: Counts, survey: Survey) -> np.ndarray:
-        """Length of each cell's sentence; 0 for a cell without one."""
-        rows, drawn, _ = self._draw(counts, survey)
-        lengths = np.zeros(counts.X.shape[0], dtype=np.int64)
-        chromosomes = np.sort(self.genome.chromosome[drawn], axis=1)
-        lengths[rows] = 3 + self.options.sample_size + 2 * (np.diff(chromosomes, axis=1) > 0).sum(axis=1)
-        return lengths
 
     def _draw(self, counts: Counts, survey: Survey | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows with a sentence, their drawn genes (rows of the token table) and the rank of each chromosome."""

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scdrugmap import __version__, _anndata
-from scdrugmap._errors import InputError, InputTypeError, ScDrugMapWarning, UnknownNameError
+from scdrugmap._errors import InputError, ScDrugMapWarning, UnknownNameError
 from scdrugmap._keys import KEYS
 from scdrugmap.evaluation import inputs
 from scdrugmap.evaluation.cells import SAME_SAMPLE, study_card
-from scdrugmap.evaluation.contenders import Contender, Head, array_contender
+from scdrugmap.evaluation.contenders import Head
 from scdrugmap.evaluation.grid import make_partitions, run_grid, splits_of
 from scdrugmap.evaluation.metrics import Metrics, resolve_metrics
+from scdrugmap.tl._benchmark_models import Asked
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -186,7 +186,7 @@ def benchmark(
     heads = [Head(h, dict(head_options or {})) for h in (head if isinstance(head, list | tuple) else [head])]
     _check_heads(heads)
     trivial, counts, probe = inputs.baseline_contenders(args["baselines"], data, layer)
-    asked = _Asked(data, heads, _strategies(strategy), layer, embed_options or {}, label_key, sample_key, seed, store)
+    asked = Asked(data, heads, _strategies(strategy), layer, embed_options or {}, label_key, sample_key, seed, store)
     contenders, counts = asked.contenders(models, counts)
     contenders = [
         inputs.guard_context(c, inputs.group_column(c, data), partitions, args["group_context"]) for c in contenders
@@ -202,141 +202,6 @@ def benchmark(
         cells, [*contenders, *trivial], partitions, by=columns, metrics=records, levels=args["levels"], counts=counts,
         probe=probe, store=store, seed=seed, n_jobs=n_jobs, info=info, show_progress=progress,
     )  # fmt: skip
-
-
-class _Asked:
-    """The models that the caller asked for, turned into contenders."""
-
-    def __init__(
-        self,
-        adata: AnnData,
-        heads: Sequence[Head],
-        strategies: Sequence[str],
-        layer: str | None,
-        options: Mapping[str, Mapping[str, Any]],
-        label_key: str,
-        sample_key: str,
-        seed: int,
-        store: str | Path | None,
-    ) -> None:
-        self.adata, self.heads, self.strategies, self.layer = adata, heads, strategies, layer
-        self.options, self.label_key, self.sample_key, self.seed, self.store = (
-            options,
-            label_key,
-            sample_key,
-            seed,
-            store,
-        )
-
-    def contenders(self, models: Any, counts: inputs.Counted | None) -> tuple[list[Contender], inputs.Counted | None]:
-        """One contender per model and strategy, and the counts if any of them is fitted per fold."""
-        out: list[Contender] = []
-        for name, what in _listed(models).items():
-            if callable(what) and not isinstance(what, str):
-                out.append(_custom(name, "custom", what, repr(what)))
-            elif isinstance(what, str):
-                found, counts = self._by_name(name, what, counts)
-                out += found
-            else:
-                out.append(array_contender(name, what, self.heads, n=self.adata.n_obs))
-        return out, counts
-
-    def _by_name(
-        self, name: str, what: str, counts: inputs.Counted | None
-    ) -> tuple[list[Contender], inputs.Counted | None]:
-        from scdrugmap.models import registry
-
-        if what in self.adata.obsm:
-            return [inputs.obsm_contender(self.adata, what, name, self.heads)], counts
-        try:
-            card = registry.get(what).card
-        except UnknownNameError:
-            raise UnknownNameError(
-                "models", what, [*self.adata.obsm, *registry.keys()], "a model, a key of obsm, or an array."
-            ) from None
-        options = dict(self.options.get(what, self.options.get(name, {})))
-        if card.kind == "fitted":
-            if counts is None:
-                counts, why = inputs.read_counts(self.adata, self.layer)
-                if counts is None:
-                    raise InputError(
-                        "models", what, "raw counts in X or a layer", f"pass layer= or another model. {why}"
-                    )
-            return [inputs.fitted_contender(card.key, counts, self.heads, options=options)], counts
-        strategies = (
-            ["prompt"] if card.kind == "prompt" else [s for s in self.strategies if s != "prompt"] or ["frozen"]
-        )
-        out = []
-        for strategy in strategies:
-            if strategy == "frozen":
-                out.append(self._embedded(name, what, options))
-            else:
-                out.append(_custom(name, strategy, self._end_to_end(what, strategy, options), repr((what, options))))
-        return out, counts
-
-    def _embedded(self, name: str, model: str, options: dict[str, Any]) -> Contender:
-        """Embed all cells once; groups are samples, so that no cell sees another sample."""
-        import anndata as ad
-
-        from scdrugmap.tl._embed import embed
-
-        X = _anndata.counts(self.adata, self.layer)
-        light = ad.AnnData(X=X, obs=self.adata.obs, var=self.adata.var)
-        options = {"groups": self.sample_key if self.sample_key in self.adata.obs else None, "rng": self.seed} | options
-        if self.store is not None:
-            options.setdefault("store", Path(self.store) / "embeddings")
-        embed(light, model, key_added="benchmark", **options)
-        light.obsm["X_benchmark"] = np.asarray(light.obsm["X_benchmark"])
-        contender = inputs.obsm_contender(light, "X_benchmark", name, self.heads)
-        contender.manifest.pop("obsm", None)  # type: ignore[attr-defined]
-        return contender
-
-    def _end_to_end(self, model: str, strategy: str, options: dict[str, Any]) -> Callable[..., np.ndarray]:
-        """Train on the training cells, predict test cells from which the label was removed."""
-        adata, label_key, sample_key = self.adata, self.label_key, self.sample_key
-
-        def predict(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
-            from scdrugmap import tl
-
-            reference, query = adata[train].copy(), adata[test].copy()
-            del query.obs[label_key]
-            if strategy == "lora":
-                groups = sample_key if sample_key in reference.obs else None
-                predictor = tl.train(
-                    reference, model=model, strategy="lora", label_key=label_key, groups=groups, rng=seed, **options
-                )
-                tl.predict_response(query, predictor)
-            else:
-                tl.predict_response(query, model=model, strategy="prompt", reference=reference, rng=seed, **options)
-            return query.obs["response" + KEYS.score].to_numpy(dtype=float)
-
-        return predict
-
-
-def _custom(name: str, strategy: str, predict: Callable[..., np.ndarray], what: str) -> Contender:
-    if strategy == "custom":
-        what = getattr(predict, "__qualname__", type(predict).__name__)
-    digest = hashlib.sha256(f"{strategy}:{what}".encode()).hexdigest()
-    return Contender(name, strategy, "custom", digest, predict=predict)
-
-
-def _listed(models: Any) -> dict[str, Any]:
-    """Give every model a name."""
-    if isinstance(models, str):
-        return {models: models}
-    if isinstance(models, Mapping):
-        return {str(k): v for k, v in models.items()}
-    if hasattr(models, "shape") or hasattr(models, "to_numpy"):
-        return {"array": models}
-    if not isinstance(models, Iterable):
-        raise InputTypeError("models", repr(models), "names, obsm keys, arrays or a mapping", "pass models=['pca'].")
-    out: dict[str, Any] = {}
-    for i, model in enumerate(models):
-        name = model if isinstance(model, str) else f"array_{i}"
-        if name in out:
-            raise InputError("models", f"{name!r} twice", "each model once", "use a mapping to name variants.")
-        out[name] = model
-    return out
 
 
 def _names(value: str | Sequence[str]) -> list[str]:

@@ -87,7 +87,8 @@ class PostNormBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None, rows: slice | None = None) -> Tensor:
         """Transform ``(n, length, dim)``; with ``rows`` only those positions are computed and returned."""
-        queries = x if rows is None else x[:, rows]
+        # The same memory layout with and without gradients, and so the same bits.
+        queries = x if rows is None else x[:, rows].contiguous()
         attended = self.attention(x, mask, None if rows is None else queries)
         y = self.norm1(queries + self.dropout(attended))
         return self.norm2(y + self.dropout(self.linear2(self.dropout(self.activation(self.linear1(y))))))

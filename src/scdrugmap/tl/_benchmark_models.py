@@ -1,0 +1,187 @@
+"""The models that a benchmark is asked for, turned into contenders; it may call on the other tools for that."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scdrugmap import _anndata
+from scdrugmap._errors import InputError, InputTypeError, UnknownNameError
+from scdrugmap._keys import KEYS
+from scdrugmap.evaluation import inputs
+from scdrugmap.evaluation.contenders import Contender, Head, array_contender
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+class Asked:
+    """The models that the caller asked for, turned into contenders."""
+
+    def __init__(
+        self,
+        adata: AnnData,
+        heads: Sequence[Head],
+        strategies: Sequence[str],
+        layer: str | None,
+        options: Mapping[str, Mapping[str, Any]],
+        label_key: str,
+        sample_key: str,
+        seed: int,
+        store: str | Path | None,
+    ) -> None:
+        self.adata, self.heads, self.strategies, self.layer = adata, heads, strategies, layer
+        self.options, self.label_key, self.sample_key, self.seed, self.store = (
+            options,
+            label_key,
+            sample_key,
+            seed,
+            store,
+        )
+
+    def contenders(self, models: Any, counts: inputs.Counted | None) -> tuple[list[Contender], inputs.Counted | None]:
+        """One contender per model and strategy, and the counts if any of them is fitted per fold."""
+        out: list[Contender] = []
+        for name, what in _listed(models).items():
+            if callable(what) and not isinstance(what, str):
+                out.append(_custom(name, "custom", what, _fingerprint(what)))
+            elif isinstance(what, str):
+                found, counts = self._by_name(name, what, counts)
+                out += found
+            else:
+                out.append(array_contender(name, what, self.heads, n=self.adata.n_obs))
+        return out, counts
+
+    def _by_name(
+        self, name: str, what: str, counts: inputs.Counted | None
+    ) -> tuple[list[Contender], inputs.Counted | None]:
+        from scdrugmap.models import registry
+
+        if what in self.adata.obsm:
+            return [inputs.obsm_contender(self.adata, what, name, self.heads)], counts
+        try:
+            card = registry.get(what).card
+        except UnknownNameError:
+            raise UnknownNameError(
+                "models", what, [*self.adata.obsm, *registry.keys()], "a model, a key of obsm, or an array."
+            ) from None
+        options = dict(self.options.get(what, self.options.get(name, {})))
+        if card.kind == "fitted":
+            if counts is None:
+                counts, why = inputs.read_counts(self.adata, self.layer)
+                if counts is None:
+                    raise InputError(
+                        "models", what, "raw counts in X or a layer", f"pass layer= or another model. {why}"
+                    )
+            return [inputs.fitted_contender(card.key, counts, self.heads, options=options)], counts
+        strategies = (
+            ["prompt"] if card.kind == "prompt" else [s for s in self.strategies if s != "prompt"] or ["frozen"]
+        )
+        out = []
+        content = repr((what, sorted(options.items()), inputs.expression_digest(self.adata, self.layer)))
+        for strategy in strategies:
+            if strategy == "frozen":
+                out.append(self._embedded(name, what, options, content))
+            elif strategy == "lora":
+                out += [_custom(name, strategy, self._tuned(what, h, options), content, h) for h in self.heads]
+            else:
+                out.append(_custom(name, strategy, self._prompted(what, options), content))
+        return out, counts
+
+    def _embedded(self, name: str, model: str, options: dict[str, Any], content: str) -> Contender:
+        """Embed all cells once; groups are samples, so that no cell sees another sample."""
+        import anndata as ad
+
+        from scdrugmap.tl._embed import embed
+
+        X = _anndata.counts(self.adata, self.layer)
+        light = ad.AnnData(X=X, obs=self.adata.obs, var=self.adata.var)
+        options = {"groups": self.sample_key if self.sample_key in self.adata.obs else None, "rng": self.seed} | options
+        if self.store is not None:
+            folder = hashlib.sha256(f"{content}{self.seed}".encode()).hexdigest()[:32]
+            options.setdefault("store", Path(self.store) / "embeddings" / folder)
+        embed(light, model, key_added="benchmark", **options)
+        light.obsm["X_benchmark"] = np.asarray(light.obsm["X_benchmark"])
+        contender = inputs.obsm_contender(light, "X_benchmark", name, self.heads)
+        contender.manifest.pop("obsm", None)  # type: ignore[attr-defined]
+        return contender
+
+    def _tuned(self, model: str, head: Head, options: dict[str, Any]) -> Callable[..., np.ndarray]:
+        """Fine-tune on the training cells and predict the test cells, whose labels were removed."""
+        adata, label_key, layer = self.adata, self.label_key, self.layer
+        groups = self.sample_key if self.sample_key in adata.obs else None
+        options = {"context": options.get("groups"), **{k: v for k, v in options.items() if k != "groups"}}
+
+        def predict(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
+            from scdrugmap import tl
+
+            reference, query = _part(adata, train), _part(adata, test, without=label_key)
+            predictor = tl.train(
+                reference, model=model, strategy="lora", label_key=label_key, groups=groups, head=head.spec,
+                head_options=dict(head.options), layer=layer, rng=seed, **options,
+            )  # fmt: skip
+            tl.predict_response(query, predictor, layer=layer)
+            return query.obs["response" + KEYS.score].to_numpy(dtype=float)
+
+        return predict
+
+    def _prompted(self, model: str, options: dict[str, Any]) -> Callable[..., np.ndarray]:
+        """Ask a chat model; the training cells are where its examples come from."""
+        adata, label_key, layer = self.adata, self.label_key, self.layer
+
+        def predict(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
+            from scdrugmap import tl
+
+            reference, query = _part(adata, train), _part(adata, test, without=label_key)
+            shots = {"reference": reference, "label_key": label_key} if options.get("n_shots") else {}
+            tl.predict_response(query, model=model, strategy="prompt", layer=layer, rng=seed, **shots, **options)
+            return query.obs["response" + KEYS.score].to_numpy(dtype=float)
+
+        return predict
+
+
+def _part(adata: AnnData, rows: np.ndarray, without: str | None = None) -> AnnData:
+    part = adata[rows].to_memory() if adata.isbacked else adata[rows].copy()
+    if without is not None:
+        del part.obs[without]
+    return part
+
+
+def _custom(
+    name: str, strategy: str, predict: Callable[..., np.ndarray], what: str, head: Head | None = None
+) -> Contender:
+    digest = hashlib.sha256(f"{strategy}:{what}".encode()).hexdigest()
+    return Contender(name, strategy, "custom", digest, (head or Head(""),), predict=predict)
+
+
+def _fingerprint(function: Callable[..., Any]) -> str:
+    """Name and byte code of a function: an edited function is another model, a closed-over value is not seen."""
+    code = getattr(function, "__code__", None)
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    if code is None:
+        return name
+    constants = [c for c in code.co_consts if not hasattr(c, "co_code")]
+    return repr((name, code.co_code, constants, code.co_names))
+
+
+def _listed(models: Any) -> dict[str, Any]:
+    """Give every model a name."""
+    if isinstance(models, str):
+        return {models: models}
+    if isinstance(models, Mapping):
+        return {str(k): v for k, v in models.items()}
+    if hasattr(models, "shape") or hasattr(models, "to_numpy"):
+        return {"array": models}
+    if not isinstance(models, Iterable):
+        raise InputTypeError("models", repr(models), "names, obsm keys, arrays or a mapping", "pass models=['pca'].")
+    out: dict[str, Any] = {}
+    for i, model in enumerate(models):
+        name = model if isinstance(model, str) else f"array_{i}"
+        if name in out:
+            raise InputError("models", f"{name!r} twice", "each model once", "use a mapping to name variants.")
+        out[name] = model
+    return out

@@ -1,0 +1,222 @@
+"""Summaries, comparisons, files and the report."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import f1_score, roc_auc_score
+
+import scdrugmap as sd
+from scdrugmap._errors import InputError, UnknownNameError
+from scdrugmap.evaluation.cells import SAME_SAMPLE
+from scdrugmap.evaluation.result import BenchmarkResult
+from scdrugmap.evaluation.statistics import bootstrap_weights, corrected_t
+
+
+@pytest.fixture(scope="module")
+def adata():
+    rng = np.random.default_rng(0)
+    import anndata as ad
+
+    sample = np.repeat(np.arange(24), 10)
+    y = sample % 2
+    counts = rng.poisson(
+        np.exp(1 + 0.5 * rng.normal(size=(24, 30))[sample] + y[:, None] * np.r_[np.ones(4), np.zeros(26)])
+    )
+    adata = ad.AnnData(counts.astype("float32"))
+    adata.obs["sample"] = [f"p{i}" for i in sample]
+    adata.obs["study"] = [f"S{i}" for i in sample // 6]
+    adata.obs["response"] = np.where(y, "sensitive", "resistant")
+    adata.obs["tissue"] = np.where(sample // 6 == 3, "marrow", "tumor")
+    adata.obsm["X_log"], adata.obsm["X_noise"] = np.log1p(counts), rng.normal(size=(240, 5))
+    return adata
+
+
+@pytest.fixture(scope="module")
+def result(adata):
+    return sd.tl.benchmark(
+        adata, models=["X_log", "X_noise"], head="logistic", setting=["pooled", "cross"], split=["auto", "cell"],
+        by=[None, "tissue"], n_folds=4, rng=0, baselines=["all_sensitive", "majority", "depth", "sample_probe"],
+    )  # fmt: skip
+
+
+def cells_of(result, model, setting="pooled", split="sample", category="all"):
+    where = {"model": model, "setting": setting, "split": split, "category": category}
+    units = result.units
+    for key, value in where.items():
+        units = units[units[key] == value]
+    p = result.predictions
+    return [p[p["unit"] == u] for u in units["unit"]]
+
+
+def row_of(frame, **where):
+    for key, value in where.items():
+        frame = frame[frame[key] == value]
+    assert len(frame) == 1
+    return frame.iloc[0]
+
+
+WHERE = {"setting": "pooled", "split": "sample", "category": "all"}
+
+
+def test_pooled_value_is_that_of_all_test_cells(result):
+    summary = result.summary(metrics=["f1", "auroc"])
+    parts = cells_of(result, "X_log")
+    together = pd.concat(parts)
+    row = row_of(summary, model="X_log", metric="f1", **WHERE)
+    assert row["value"] == pytest.approx(f1_score(together["y"], together["pred"]))
+    assert row["mean_folds"] == pytest.approx(np.mean([f1_score(p["y"], p["pred"]) for p in parts]))
+    assert row["n_groups"] == 24
+    pairs = [p["y"].sum() * (1 - p["y"]).sum() for p in parts]
+    expected = np.average([roc_auc_score(p["y"], p["score"]) for p in parts], weights=pairs)
+    assert row_of(summary, model="X_log", metric="auroc", **WHERE)["value"] == pytest.approx(expected)
+
+
+def test_pooled_interval_resamples_samples(result, adata):
+    together = pd.concat(cells_of(result, "X_log"))
+    samples = pd.factorize("x" + adata.obs["study"].astype(str) + adata.obs["sample"].astype(str))[0][together["row"]]
+    codes = np.unique(samples, return_inverse=True)[1]
+    seed = int(np.random.default_rng(0).integers(2**31))
+    values = []
+    for w in bootstrap_weights(24, 200, np.random.default_rng([seed, 24])):
+        rows = np.repeat(np.arange(len(together)), w[codes].astype(int))
+        values.append(f1_score(together["y"].to_numpy()[rows], together["pred"].to_numpy()[rows]))
+    row = row_of(result.summary(metrics="f1", n_resamples=200), model="X_log", metric="f1", **WHERE)
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])))
+
+
+def test_cross_value_is_the_mean_over_studies_and_studies_are_resampled(result):
+    row = row_of(result.summary(metrics="f1"), model="X_log", metric="f1", setting="cross", category="all")
+    values = np.array([f1_score(p["y"], p["pred"]) for p in cells_of(result, "X_log", "cross", "study")])
+    assert row["value"] == pytest.approx(values.mean())
+    assert row["n_groups"] == 4
+    assert values.min() <= row["ci_low"] < row["value"] < row["ci_high"] <= values.max()
+
+
+def test_summary_by_model_and_levels(result):
+    wide = result.summary("model", metrics="f1")
+    assert list(wide["model"]) == ["X_log", "X_noise", "all_sensitive", "majority", "depth"]
+    samples = result.summary(metrics="accuracy", level="sample")
+    assert row_of(samples, model="X_log", metric="accuracy", **WHERE)["value"] > 0.7
+    with pytest.raises(UnknownNameError):
+        result.summary("modell")
+    with pytest.raises(UnknownNameError):
+        result.summary(metrics="f2")
+
+
+def test_categories_without_values_stay_with_their_reason(result):
+    summary = result.summary(metrics="f1")
+    gone = summary[(summary["setting"] == "cross") & (summary["category"] == "marrow")]
+    assert len(gone) == 5
+    assert gone["value"].isna().all()
+    assert gone["reason"].str.contains("only one study: S3").all()
+
+
+def test_compare_is_paired_and_antisymmetric(result):
+    ab = result.compare("X_log", "X_noise", metrics="accuracy")
+    ba = result.compare("X_noise", "X_log", metrics="accuracy")
+    np.testing.assert_allclose(ab["difference"], -ba["difference"])
+    np.testing.assert_allclose(ab["ci_low"], -ba["ci_high"])
+    row = row_of(ab, metric="accuracy", **WHERE)
+    folds = [
+        (a["y"] == a["pred"]).mean() - (b["y"] == b["pred"]).mean()
+        for a, b in zip(cells_of(result, "X_log"), cells_of(result, "X_noise"), strict=True)
+    ]
+    t, p = corrected_t(np.array(folds), 180, 60)
+    assert (row["t"], row["p"]) == pytest.approx((t, p))
+    assert row["p_holm"] >= row["p"]
+    assert row["ci_low"] > 0
+    same = result.compare("X_log", "X_log", metrics="accuracy")
+    assert (same["difference"] == 0).all()
+    assert (same["p"] == 1).all()
+    with pytest.raises(UnknownNameError, match="X_noise"):
+        result.compare("X_log", "X_nois")
+
+
+def test_rank_and_pivot(result):
+    table = result.pivot("f1", setting="pooled", split="sample")
+    assert list(table.index) == ["all", "tissue: marrow", "tissue: tumor"]
+    ranks = result.rank("f1", setting="pooled", split="sample").ranks
+    pd.testing.assert_series_equal(ranks, (-table).rank(axis=1).mean().sort_values(), check_names=False)
+    with pytest.raises(InputError, match="several"):
+        result.pivot("f1")
+
+
+def test_files_round_trip(result, tmp_path):
+    result.to_parquet(tmp_path / "r")
+    again = BenchmarkResult.from_parquet(tmp_path / "r")
+    for name in ("table", "predictions", "cells", "data"):
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(result, name))
+    assert [p.hash for p in again.partitions] == [p.hash for p in result.partitions]
+    assert [p.reason for p in again.partitions] == [p.reason for p in result.partitions]
+    pd.testing.assert_frame_equal(again.summary(metrics="f1"), result.summary(metrics="f1"))
+    with pytest.raises(InputError, match="to_parquet"):
+        BenchmarkResult.from_parquet(tmp_path)
+
+
+def test_text_exports(result, tmp_path):
+    result.to_csv(tmp_path / "t.csv")
+    assert len(pd.read_csv(tmp_path / "t.csv")) == len(result.table)
+    markdown = result.to_markdown(metrics="f1").splitlines()
+    assert len({line.count("|") for line in markdown}) == 1
+    assert len(markdown) == 2 + len(result.summary(metrics="f1"))
+    latex = result.to_latex(metrics="f1_macro")
+    assert r"X\_log" in latex
+    assert latex.count(r"\\") == 1 + len(result.summary(metrics="f1"))
+
+
+class _Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.links, self.tags = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [v for k, v in attrs if k in ("src", "href")]
+
+
+def test_report_is_one_file_that_says_what_matters(result, tmp_path):
+    path = result.report(tmp_path / "report.html", n_resamples=50, title="A <title>")
+    html = path.read_text()
+    page = _Page()
+    page.feed(html)
+    assert page.links
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert not {"script", "link", "iframe"} & set(page.tags)
+    assert html.count(SAME_SAMPLE) >= 3
+    assert "only one study: S3" in html
+    assert "A &lt;title&gt;" in html
+    for part in ("Data", "Splits", "Results", "Figures", "Time and memory", "Manifest", "recognise the sample"):
+        assert part in html
+    f1 = row_of(result.summary(metrics="f1", n_resamples=0), model="X_log", metric="f1", **WHERE)["value"]
+    assert f"{f1:.3f}" in html
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_report_takes_figures(result, tmp_path):
+    def draw(ax):
+        ax.plot([0, 1])
+
+    path = result.report(tmp_path / "r.html", figures=[("mine", draw)], metrics=["mcc"], n_resamples=10)
+    assert len(re.findall("data:image/png", path.read_text())) == 1
+    with pytest.raises(InputError, match="folder that exists"):
+        result.report(tmp_path / "no" / "r.html")
+
+
+def test_select(result):
+    part = result.select(setting="pooled", split="cell")
+    assert set(part.table["split"]) == set(part.units["split"]) == {"cell"}
+    assert {(p.setting, p.split) for p in part.partitions} == {("pooled", "cell")}
+    assert set(part.predictions["unit"]) == set(part.units["unit"])
+    whole = result.summary(metrics="f1").query("setting == 'pooled' and split == 'cell'").reset_index(drop=True)
+    pd.testing.assert_frame_equal(part.summary(metrics="f1"), whole)
+    one = result.select(model="X_log").summary(metrics="f1")
+    assert set(one["model"]) == {"X_log"}
+    with pytest.raises(UnknownNameError, match="pooled"):
+        result.select(setting="poled")
+    with pytest.raises(UnknownNameError, match="category"):
+        result.select(categry="all")
