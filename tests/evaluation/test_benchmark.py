@@ -323,3 +323,47 @@ def test_one_class_is_a_reason(run, cohort):
     adata.obs["response"] = "sensitive"
     table = run(adata).table
     assert table["reason"].str.contains("one class only").all()
+
+
+# Foundation models ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def parity(shared):
+    import anndata as ad
+
+    adata = ad.read_h5ad(shared / "parity" / "input.h5ad")
+    adata.obs["sample"] = [f"s{i // 8}" for i in range(adata.n_obs)]
+    adata.obs["response"] = np.where(np.arange(adata.n_obs) // 8 % 2, "sensitive", "resistant")
+    return adata, {"tGPT": {"checkpoint": shared / "parity" / "tgpt" / "checkpoint"}}
+
+
+@pytest.mark.filterwarnings("ignore::scdrugmap._errors.ScDrugMapWarning")
+def test_a_network_embeds_once_and_resumes(run, parity, tmp_path, monkeypatch):
+    adata, options = parity
+    from scdrugmap.tl import _embed
+
+    calls = []
+    embed = _embed.embed
+    monkeypatch.setattr(_embed, "embed", lambda *a, **k: calls.append(k) or embed(*a, **k))
+    slots = set(adata.obsm), set(adata.uns)
+    kwargs = {"models": "tGPT", "embed_options": options, "n_folds": 2, "store": tmp_path, "split": ["sample", "cell"]}
+    first = run(adata, **kwargs)
+    assert len(calls) == 1
+    assert (set(adata.obsm), set(adata.uns)) == slots
+    manifest = first.units.query("model == 'tGPT'")["checkpoint_sha256"].iloc[0]
+    assert manifest
+    again = run(adata, **kwargs)
+    assert again.info["n_resumed"] == again.info["n_units"]
+    pd.testing.assert_frame_equal(first.table, again.table)
+
+
+@pytest.mark.filterwarnings("ignore::scdrugmap._errors.ScDrugMapWarning")
+def test_lora_runs_per_fold(run, parity):
+    adata, options = parity
+    result = run(
+        adata, models="tGPT", strategy=["frozen", "lora"], embed_options=options, lora_options={"epochs": 1}, n_folds=2,
+        head="mlp", head_options={"hidden": (8,)},
+    )  # fmt: skip
+    assert set(result.table["strategy"]) == {"frozen", "lora", "baseline"}
+    assert result.table.query("strategy == 'lora' and metric == 'brier'")["value"].notna().all()

@@ -220,3 +220,13 @@ def test_select(result):
         result.select(setting="poled")
     with pytest.raises(UnknownNameError, match="category"):
         result.select(categry="all")
+
+
+def test_permutation_test_tells_signal_from_noise(result):
+    p = result.permutation_test("auroc", n_permutations=300)
+    assert row_of(p, model="X_log", **WHERE)["p"] == pytest.approx(1 / 301)
+    assert row_of(p, model="X_noise", **WHERE)["p"] > 0.05
+    assert (p["p_holm"] >= p["p"]).all()
+    within = row_of(p, model="X_log", setting="cross", category="all")
+    assert within["p"] < 0.05
+    assert within["n_samples"] == 24

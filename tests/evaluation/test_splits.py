@@ -82,7 +82,7 @@ def test_reasons_name_the_shortage():
     y, groups = unfold([(5, 0), (5, 0), (0, 5)])
     folds, reason, _ = group_folds(y, groups, 10, rng)
     assert folds == []
-    assert "2 samples hold resistant cells and 1 hold sensitive" in reason
+    assert "samples with resistant cells: 2, with sensitive cells: 1" in reason
     assert "one class" in group_folds(np.ones(4, int), np.arange(4), 2, rng)[1]
     assert group_folds(np.empty(0, int), np.empty(0, int), 2, rng)[1] == "no labelled cells"
     assert "only one study: A" in leave_one_out(np.array([0, 1]), np.zeros(2, int), np.array(["A"]))[1]

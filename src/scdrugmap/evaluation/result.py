@@ -16,7 +16,7 @@ from scdrugmap.evaluation.cells import Cells
 from scdrugmap.evaluation.metrics import METRICS, Metric
 from scdrugmap.evaluation.splits import Partition
 from scdrugmap.evaluation.statistics import Ranking, rank_models
-from scdrugmap.evaluation.summary import compare_predictions, summarise
+from scdrugmap.evaluation.summary import compare_predictions, permutation_table, summarise
 from scdrugmap.evaluation.table import PLACE
 
 MAIN_METRICS = ("f1", "f1_macro", "mcc", "auroc", "auprc")
@@ -221,6 +221,32 @@ class BenchmarkResult:
         pair = [self._contender("a", a), self._contender("b", b)]
         names = self._metric_names(metrics)
         return compare_predictions(self, pair, names, level, n_resamples, confidence, np.random.default_rng(rng))
+
+    def permutation_test(
+        self, metric: str = "auroc", *, n_permutations: int = 1000, rng: int | np.random.Generator | None = 0
+    ) -> pd.DataFrame:
+        """Ask how often labels dealt to the samples at random agree with the predictions as well as the true ones.
+
+        Parameters
+        ----------
+        metric
+            A built-in metric, computed on all test cells of a category together.
+        n_permutations
+            Number of random permutations.
+        rng
+            Seed or generator.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Per contender and category ``p``, ``p_holm`` over all rows, the number of samples, and the reason of a NaN.
+            Across studies, labels are exchanged within studies.
+
+        Notes
+        -----
+        The predictions stay as they are. Under a split of cells, a model that recognises samples gets a small p too.
+        """
+        return permutation_table(self, self._metric_names(metric)[0], n_permutations, np.random.default_rng(rng))
 
     def rank(
         self,

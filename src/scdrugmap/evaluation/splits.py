@@ -236,7 +236,7 @@ def group_folds(
     ...     np.repeat([0, 1, 0, 1], 5), np.repeat([0, 1, 2, 3], 5), 10, np.random.default_rng(0)
     ... )
     >>> len(folds), reason, notes
-    (2, '', ('2 folds instead of 10: 2 samples hold resistant cells and 2 hold sensitive cells',))
+    (2, '', ('2 folds instead of 10: samples with resistant cells: 2, with sensitive cells: 2',))
     """
     missing = _missing_class(y)
     if missing:
@@ -246,9 +246,9 @@ def group_folds(
     counts = class_counts(y, blocks)
     k = min(n_folds, most_folds(counts))
     have = (counts > 0).sum(axis=0)
-    what = f"{have[0]} {unit}s hold {CLASSES[0]} cells and {have[1]} hold {CLASSES[1]} cells"
+    what = f"{_plural(unit)} with {CLASSES[0]} cells: {have[0]}, with {CLASSES[1]} cells: {have[1]}"
     if k < 2:
-        return [], f"too few {unit}s: {what}; training and test cells both need both classes", notes
+        return [], f"too few {_plural(unit)}: {what}; training and test cells both need both classes", notes
     if k < n_folds:
         notes += (f"{k} folds instead of {n_folds}: {what}",)
     fold = assign_folds(counts, k, rng)[blocks]
@@ -280,7 +280,7 @@ def leave_one_out(
     >>> [(name, test.tolist()) for name, _, test, _ in folds]
     [('A', [0, 1]), ('B', [2, 3])]
     """
-    plural = "studies" if unit == "study" else f"{unit}s"
+    plural = _plural(unit)
     missing = _missing_class(y)
     if missing:
         return [], missing, ()
@@ -338,6 +338,10 @@ def straddling(groups: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.nd
     return np.intersect1d(groups[train], groups[test])
 
 
+def _plural(unit: str) -> str:
+    return "studies" if unit == "study" else f"{unit}s"
+
+
 def _missing_class(y: np.ndarray) -> str:
     """Say which class has no cell; empty if both have."""
     if len(y) == 0:
@@ -352,6 +356,6 @@ def _merged(groups: np.ndarray, blocks: np.ndarray, unit: str, names: np.ndarray
     shared = pairs[pairs.duplicated("block", keep=False)]
     if shared.empty:
         return ()
-    text = f"{len(shared)} {'studies' if unit == 'study' else unit + 's'} merged into {shared['block'].nunique()}"
+    text = f"{len(shared)} {_plural(unit)} merged into {shared['block'].nunique()}"
     listed = f": {', '.join(str(names[g]) for g in sorted(shared['group'])[:8])}" if names is not None else ""
     return (f"{text} because they share copies of cells{listed}",)

@@ -12,7 +12,15 @@ import pandas as pd
 
 from scdrugmap.evaluation.cells import Cells
 from scdrugmap.evaluation.metrics import Metric
-from scdrugmap.evaluation.statistics import Interval, bootstrap_weights, corrected_t, holm, interval, resampled
+from scdrugmap.evaluation.statistics import (
+    Interval,
+    bootstrap_weights,
+    corrected_t,
+    holm,
+    interval,
+    permutation_pvalue,
+    resampled,
+)
 from scdrugmap.evaluation.table import PLACE, aggregate, level_groups
 
 if TYPE_CHECKING:
@@ -281,4 +289,28 @@ def compare_predictions(
     ]
     out = pd.DataFrame(records, columns=columns)
     out.insert(out.columns.get_loc("p") + 1, "p_holm", holm(out["p"].to_numpy(dtype=float)))
+    return out
+
+
+def permutation_table(
+    result: BenchmarkResult, name: str, n_permutations: int, rng: np.random.Generator
+) -> pd.DataFrame:
+    """Permutation p-value per contender and category; see ``BenchmarkResult.permutation_test``."""
+    cells, metric = result.as_cells(), result._metric(name)
+    samples, studies = cells.sample_codes, pd.factorize(cells.study)[0]
+    slices = _slices(result)
+    records: list[dict[str, Any]] = []
+    for place, units in _units(result).groupby(PLACE, sort=False):
+        row, y, score, pred = (
+            np.concatenate(part) for part in zip(*(slices[int(u)] for u in units["unit"]), strict=True)
+        )
+        where = dict(zip(PLACE, place, strict=True))
+        strata = studies[row] if where["setting"] == "cross" else None
+        p, reason = permutation_pvalue(
+            y, score, pred, samples[row], metric, strata=strata, n_permutations=n_permutations, rng=rng
+        )
+        n_samples = len(np.unique(samples[row]))
+        records.append(where | {"metric": name, "p": p, "n_samples": n_samples, "reason": reason})
+    out = pd.DataFrame(records, columns=[*PLACE, "metric", "p", "n_samples", "reason"])
+    out.insert(len(PLACE) + 2, "p_holm", holm(out["p"].to_numpy(dtype=float)))
     return out

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 _LABEL = r"([01](?!\.?\d)(?!\w)|sensitive\b|resistant\b)"
 _QUOTE = r"[\"'`*]*"
-_OBJECT = re.compile(r"\{[^{}]*\}?")
+_OBJECT = re.compile(r"\{[^{}]*\}")
 _CELL = re.compile(rf"{_QUOTE}(?:cell|id)(?:[_ ]?(?:id|number))?{_QUOTE}\s*[:=]\s*{_QUOTE}(?:cell[ _]?)?(\d+)\b", re.I)
 _VALUE = re.compile(
     rf"{_QUOTE}(?:label|answer|res|result|response|prediction|sensitivity|value){_QUOTE}\s*[:=]\s*{_QUOTE}{_LABEL}",
@@ -172,7 +172,7 @@ def _pairs(text: str) -> list[tuple[int, int, int]]:
 
 
 def _resolve(found: list[tuple[int, int, int]], n_cells: int) -> Answer | None:
-    """Choose the last complete run of cells; without one, all cells on which the runs agree."""
+    """Take the last complete run of cells, or else all runs; cells that it or what follows contradicts have no label."""
     inside = [entry for entry in found if 1 <= entry[0] <= n_cells]
     n_extra = len(found) - len(inside)
     if not inside:
@@ -182,17 +182,14 @@ def _resolve(found: list[tuple[int, int, int]], n_cells: int) -> Answer | None:
         if cell in runs[-1]:
             runs.append({})
         runs[-1][cell] = label, place
-    complete = [run for run in runs if len(run) == n_cells]
-    # Behind a complete run, an incomplete one is a contradiction only if it disagrees.
+    complete = [i for i, run in enumerate(runs) if len(run) == n_cells]
+    valid = runs[complete[-1] :] if complete else runs
     chosen: dict[int, tuple[int, int]] = {}
-    if complete:
-        chosen = complete[-1]
-    else:
-        for run in runs:
-            chosen |= run
-        for cell in list(chosen):
-            if len({run[cell][0] for run in runs if cell in run}) > 1:
-                del chosen[cell]
+    for run in valid:
+        chosen |= run
+    for cell in list(chosen):
+        if len({run[cell][0] for run in valid if cell in run}) > 1:
+            del chosen[cell]
     labels = {cell: chosen[cell][0] for cell in sorted(chosen)}
     places = {cell: chosen[cell][1] for cell in sorted(chosen)}
     return Answer(labels, places, "" if len(labels) == n_cells else "missing", n_extra)

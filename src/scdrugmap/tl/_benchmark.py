@@ -67,6 +67,7 @@ def benchmark(
     group_context: str = "refuse",
     layer: str | None = None,
     embed_options: Mapping[str, Mapping[str, Any]] | None = None,
+    lora_options: Mapping[str, Any] | None = None,
     store: str | Path | None = None,
     n_jobs: int | None = None,
     rng: int | np.random.Generator | None = None,
@@ -128,6 +129,8 @@ def benchmark(
         Layer of the raw counts; ``X`` if ``None``.
     embed_options
         Per model name, arguments of :func:`scdrugmap.tl.embed` (``checkpoint``, ``recipe`` ...).
+    lora_options
+        As in :func:`scdrugmap.tl.train`, for ``strategy="lora"``.
     store
         Folder of a run store. Every finished unit (one fold of one model) is kept; a call that was killed goes on there.
     n_jobs
@@ -186,7 +189,10 @@ def benchmark(
     heads = [Head(h, dict(head_options or {})) for h in (head if isinstance(head, list | tuple) else [head])]
     _check_heads(heads)
     trivial, counts, probe = inputs.baseline_contenders(args["baselines"], data, layer)
-    asked = Asked(data, heads, _strategies(strategy), layer, embed_options or {}, label_key, sample_key, seed, store)
+    asked = Asked(
+        data, heads, _strategies(strategy), layer, embed_options or {}, lora_options or {}, label_key, sample_key,
+        seed, store,
+    )  # fmt: skip
     contenders, counts = asked.contenders(models, counts)
     contenders = [
         inputs.guard_context(c, inputs.group_column(c, data), partitions, args["group_context"]) for c in contenders

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,29 +20,20 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@dataclass(frozen=True)
 class Asked:
-    """The models that the caller asked for, turned into contenders."""
+    """What is common to the models of one call."""
 
-    def __init__(
-        self,
-        adata: AnnData,
-        heads: Sequence[Head],
-        strategies: Sequence[str],
-        layer: str | None,
-        options: Mapping[str, Mapping[str, Any]],
-        label_key: str,
-        sample_key: str,
-        seed: int,
-        store: str | Path | None,
-    ) -> None:
-        self.adata, self.heads, self.strategies, self.layer = adata, heads, strategies, layer
-        self.options, self.label_key, self.sample_key, self.seed, self.store = (
-            options,
-            label_key,
-            sample_key,
-            seed,
-            store,
-        )
+    adata: AnnData
+    heads: Sequence[Head]
+    strategies: Sequence[str]
+    layer: str | None
+    options: Mapping[str, Mapping[str, Any]]
+    lora_options: Mapping[str, Any]
+    label_key: str
+    sample_key: str
+    seed: int
+    store: str | Path | None
 
     def contenders(self, models: Any, counts: inputs.Counted | None) -> tuple[list[Contender], inputs.Counted | None]:
         """One contender per model and strategy, and the counts if any of them is fitted per fold."""
@@ -87,7 +79,8 @@ class Asked:
             if strategy == "frozen":
                 out.append(self._embedded(name, what, options, content))
             elif strategy == "lora":
-                out += [_custom(name, strategy, self._tuned(what, h, options), content, h) for h in self.heads]
+                tuned = content + repr(sorted(self.lora_options.items()))
+                out += [_custom(name, strategy, self._tuned(what, h, options), tuned, h) for h in self.heads]
             else:
                 out.append(_custom(name, strategy, self._prompted(what, options), content))
         return out, counts
@@ -114,7 +107,8 @@ class Asked:
         """Fine-tune on the training cells and predict the test cells, whose labels were removed."""
         adata, label_key, layer = self.adata, self.label_key, self.layer
         groups = self.sample_key if self.sample_key in adata.obs else None
-        options = {"context": options.get("groups"), **{k: v for k, v in options.items() if k != "groups"}}
+        options = {k: v for k, v in options.items() if k != "groups"} | {"context": options.get("groups")}
+        lora_options = dict(self.lora_options) or None
 
         def predict(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
             from scdrugmap import tl
@@ -122,7 +116,7 @@ class Asked:
             reference, query = _part(adata, train), _part(adata, test, without=label_key)
             predictor = tl.train(
                 reference, model=model, strategy="lora", label_key=label_key, groups=groups, head=head.spec,
-                head_options=dict(head.options), layer=layer, rng=seed, **options,
+                head_options=dict(head.options), lora_options=lora_options, layer=layer, rng=seed, **options,
             )  # fmt: skip
             tl.predict_response(query, predictor, layer=layer)
             return query.obs["response" + KEYS.score].to_numpy(dtype=float)

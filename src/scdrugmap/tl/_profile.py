@@ -164,7 +164,7 @@ def _training_speed(model: NetworkModel, X: Any, genes: Any) -> float:
     counts = Counts(alignment.apply(X[:n]), alignment.ids, alignment.genes, np.arange(n))
     batch = {k: v.to(model.device) for k, v in model.collate(model.tokenize(counts)).items()}
     config = LoraConfig(r=8, lora_alpha=8, target_modules=list(model.card.lora_targets), bias="none")
-    adapted: Any = get_peft_model(model.network, config)  # type: ignore[arg-type]
+    adapted: Any = get_peft_model(model.network, config)
     try:
         adapted.train()
         start = time.perf_counter()

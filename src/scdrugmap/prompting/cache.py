@@ -1,0 +1,60 @@
+"""Answers on disk: one JSON file per request, so that a killed run resumes and a repeated one costs nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+class ResponseCache:
+    """Answers by the digest of their request; several threads and processes may write at once.
+
+    Parameters
+    ----------
+    folder
+        Where the files are; ``None`` keeps nothing.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> cache = ResponseCache(Path(tempfile.mkdtemp()))
+    >>> cache.put("ab12", {"text": "1"})
+    >>> cache.get("ab12"), cache.get("cd34")
+    ({'text': '1'}, None)
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def path(self, key: str) -> Path | None:
+        """Return the file of a request."""
+        return None if self.folder is None else self.folder / key[:2] / f"{key}.json"
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """Return an answer, or ``None``; a file that is no answer counts as absent."""
+        path = self.path(key)
+        if path is None:
+            return None
+        try:
+            entry = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        return entry if isinstance(entry, dict) else None
+
+    def put(self, key: str, entry: dict[str, Any]) -> None:
+        """Keep an answer; a kill leaves the old file or the new one."""
+        path = self.path(key)
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(entry, file, ensure_ascii=False)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
