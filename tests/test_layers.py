@@ -10,7 +10,7 @@ import scdrugmap
 ROOT = Path(scdrugmap.__file__).parent
 #: Ground floor first; a room imports from rooms that stand before it (or itself).
 ORDER = [
-    ("settings", "_keys", "_errors", "_logging"),
+    ("settings", "_keys", "_errors", "_logging", "_threads"),
     ("genes",),
     ("_anndata",),
     ("download",),

@@ -1,4 +1,4 @@
-"""A benchmark result as a folder of Parquet files and one JSON file."""
+"""A benchmark result on disk (Parquet files and one JSON file) and as text."""
 
 from __future__ import annotations
 
@@ -82,3 +82,23 @@ def load(folder: Path) -> dict[str, Any]:
         whole = np.array(p["rows"], dtype=np.int64)
         partitions.append(Partition(**where, folds=folds, reason=p["reason"], notes=tuple(p["notes"]), rows=whole))
     return fields | {"units": pd.DataFrame(about["units"]), "partitions": partitions, "info": about["info"]}
+
+
+def printable(summary: pd.DataFrame) -> pd.DataFrame:
+    """Round, and write the interval beside the value."""
+    out = summary.drop(columns=[c for c in ("ci_low", "ci_high", "n_undefined", "reason", "note") if c in summary])
+    if "ci_low" in summary:
+        out["value"] = [
+            "-" if np.isnan(v) else f"{v:.3f}" + ("" if np.isnan(a) else f" [{a:.3f}, {b:.3f}]")
+            for v, a, b in zip(summary["value"], summary["ci_low"], summary["ci_high"], strict=True)
+        ]
+    for column in out.select_dtypes("float"):
+        out[column] = out[column].map(lambda v: "-" if np.isnan(v) else f"{v:.3f}")
+    return out
+
+
+def tex(text: str) -> str:
+    """Escape what LaTeX reads as commands."""
+    for a, b in (("\\", r"\textbackslash{}"), ("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#"), ("$", r"\$")):
+        text = text.replace(a, b)
+    return text

@@ -13,6 +13,7 @@ import pandas as pd
 
 from scdrugmap._errors import InputError, UnknownNameError
 from scdrugmap.evaluation.cells import Cells
+from scdrugmap.evaluation.files import load, printable, save, tex
 from scdrugmap.evaluation.metrics import METRICS, Metric
 from scdrugmap.evaluation.splits import Partition
 from scdrugmap.evaluation.statistics import Ranking, rank_models
@@ -343,8 +344,6 @@ class BenchmarkResult:
         --------
         >>> result.to_parquet("results")  # doctest: +SKIP
         """
-        from scdrugmap.evaluation.files import save
-
         save(self, Path(path))
 
     @classmethod
@@ -356,8 +355,6 @@ class BenchmarkResult:
         InputError
             If the folder holds no result.
         """
-        from scdrugmap.evaluation.files import load
-
         return cls(**load(Path(path)))
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
@@ -366,14 +363,14 @@ class BenchmarkResult:
 
     def to_markdown(self, **summary: Any) -> str:
         """Return the summary as a Markdown table; arguments as in :meth:`summary`."""
-        frame = _printable(self.summary(**summary))
+        frame = printable(self.summary(**summary))
         lines = ["| " + " | ".join(row) + " |" for row in [list(frame.columns), *frame.astype(str).to_numpy().tolist()]]
         return "\n".join([lines[0], "|" + " --- |" * frame.shape[1], *lines[1:]])
 
     def to_latex(self, **summary: Any) -> str:
         """Return the summary as a LaTeX table (booktabs); arguments as in :meth:`summary`."""
-        frame = _printable(self.summary(**summary))
-        rows = [[_tex(v) for v in row] for row in [list(frame.columns), *frame.astype(str).to_numpy().tolist()]]
+        frame = printable(self.summary(**summary))
+        rows = [[tex(v) for v in row] for row in [list(frame.columns), *frame.astype(str).to_numpy().tolist()]]
         body = [" & ".join(row) + r" \\" for row in rows]
         head = [rf"\begin{{tabular}}{{{'l' * frame.shape[1]}}}", r"\toprule", body[0], r"\midrule"]
         return "\n".join([*head, *body[1:], r"\bottomrule", r"\end{tabular}"])
@@ -383,22 +380,3 @@ class BenchmarkResult:
         from scdrugmap.evaluation.report import write_report
 
         return write_report(self, Path(path), **options)
-
-
-def _printable(summary: pd.DataFrame) -> pd.DataFrame:
-    """Round, and write the interval beside the value."""
-    out = summary.drop(columns=[c for c in ("ci_low", "ci_high", "n_undefined", "reason", "note") if c in summary])
-    if "ci_low" in summary:
-        out["value"] = [
-            "-" if np.isnan(v) else f"{v:.3f}" + ("" if np.isnan(a) else f" [{a:.3f}, {b:.3f}]")
-            for v, a, b in zip(summary["value"], summary["ci_low"], summary["ci_high"], strict=True)
-        ]
-    for column in out.select_dtypes("float"):
-        out[column] = out[column].map(lambda v: "-" if np.isnan(v) else f"{v:.3f}")
-    return out
-
-
-def _tex(text: str) -> str:
-    for a, b in (("\\", r"\textbackslash{}"), ("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#"), ("$", r"\$")):
-        text = text.replace(a, b)
-    return text

@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from scipy import sparse
 
+from scdrugmap._threads import threads_for
 from scdrugmap.genes.identifiers import Genes
 from scdrugmap.models.base import FittedModel, ModelOptions
 from scdrugmap.models.card import ModelCard
@@ -135,7 +136,8 @@ def _quiet_and_seeded(seed: int) -> Iterator[None]:
     before, numpy_state = scvi.settings.seed, np.random.get_state()  # noqa: NPY002
     loggers = [logging.getLogger(n) for n in ("scvi", "lightning.pytorch", "lightning.fabric", "pytorch_lightning")]
     levels = [logger.level for logger in loggers]
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    # Batches of 128 cells through a small network.
+    with torch.random.fork_rng(), warnings.catch_warnings(), threads_for(0):
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.ERROR)

@@ -10,7 +10,8 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "genes": ["select_genes"],
         "options": ["ClientOptions", "EndpointError"],
         "parsing": ["parse_answer"],
-        "run": ["PromptResult", "predict", "preview"],
+        "result": ["PromptResult"],
+        "run": ["predict", "preview"],
         "templates": ["PromptCell", "Template", "get_template", "templates"],
     },
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -115,9 +117,7 @@ class ChatClient:
         self._key = options.api_key()
         shared: dict[str, Any] = {"api_key": self._key, "timeout": options.timeout, "max_retries": 0}
         if options.api_version:
-            self._api: Any = openai.AzureOpenAI(
-                azure_endpoint=options.url, api_version=options.api_version, **shared
-            )
+            self._api: Any = openai.AzureOpenAI(azure_endpoint=options.url, api_version=options.api_version, **shared)
         else:
             self._api = openai.OpenAI(base_url=options.url, **shared)
         self._limiter = Limiter(options.requests_per_minute, options.tokens_per_minute)
@@ -282,18 +282,19 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     >>> retry_after({"retry-after": "2.5"}), retry_after({"retry-after-ms": "300"}), retry_after({})
     (2.5, 0.3, None)
     """
+    milliseconds, value = headers.get("retry-after-ms"), headers.get("retry-after")
     try:
-        if "retry-after-ms" in headers:
-            return max(float(headers["retry-after-ms"]) / 1000, 0.0)
-        value = headers.get("retry-after")
-        if value is None:
+        if milliseconds is not None:
+            seconds = float(milliseconds) / 1000
+        elif value is None:
             return None
-        try:
-            return max(float(value), 0.0)
-        except ValueError:
-            return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+        elif re.fullmatch(r"[\d.]+", value.strip()):
+            seconds = float(value)
+        else:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
     except (ValueError, TypeError):
         return None
+    return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 
 def _logprobs(choice: Any, text: str) -> tuple[list[str], dict[str, dict[str, float]]]:

@@ -96,7 +96,7 @@ class Choice:
             raise UnknownNameError("shots", how, CHOICES)
         self._near: list[tuple[np.ndarray, np.ndarray]] | None = None
         self._n_shots = n_shots
-        self._salt = rng.integers(2**63)
+        self._salt = int(rng.integers(2**63))
         y = y.copy()
         if how == "nearest":
             embedding, query = _checked(embedding, query)
@@ -157,13 +157,13 @@ def _checked(embedding: np.ndarray | None, query: np.ndarray | None) -> tuple[np
         )
     embedding, query = np.asarray(embedding, dtype=np.float64), np.asarray(query, dtype=np.float64)
     if embedding.ndim != 2 or query.ndim != 2 or embedding.shape[1] != query.shape[1]:
-        raise InputError("shots", f"embeddings of shapes {embedding.shape} and {query.shape}", "one width", "embed both.")
+        raise InputError(
+            "shots", f"embeddings of shapes {embedding.shape} and {query.shape}", "one width", "embed both."
+        )
     return embedding, query
 
 
-def _neighbours(
-    embedding: np.ndarray, rows: np.ndarray, query: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _neighbours(embedding: np.ndarray, rows: np.ndarray, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Nearest candidates of every cell and their distances; a cell without embedding gets the first ones, far away."""
     from sklearn.neighbors import NearestNeighbors
 

@@ -37,8 +37,8 @@ class ClientOptions(BaseModel):
     api_key_env: str | None = Field(
         None, description="Environment variable with the key; by default OPENAI_API_KEY or AZURE_OPENAI_API_KEY."
     )
-    temperature: float | None | Literal["template"] = Field("template", description="None leaves it to the server.")
-    sampling_seed: int | None | Literal["template"] = Field("template", description="Seed sent to the server.")
+    temperature: float | Literal["template"] | None = Field("template", description="None leaves it to the server.")
+    sampling_seed: int | Literal["template"] | None = Field("template", description="Seed sent to the server.")
     structured: bool = Field(True, description="Ask for answers under the template's JSON schema, where it has one.")
     logprobs: bool = Field(True, description="Ask for log-probabilities.")
     max_tokens: int | None = Field(None, ge=1, description="Limit of an answer's length; None for the server's.")

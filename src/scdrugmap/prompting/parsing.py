@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 _LABEL = r"([01](?!\.?\d)(?!\w)|sensitive\b|resistant\b)"
 _QUOTE = r"[\"'`*]*"
 _OBJECT = re.compile(r"\{[^{}]*\}")
@@ -77,7 +79,7 @@ def parse_answer(text: str | None, n_cells: int, example: Sequence[int] | None =
     >>> parse_answer("Here you are: {res: 1, 0, 1,}", 3).labels
     {1: 1, 2: 0, 3: 1}
     >>> parse_answer('{"answers": [{"cell": 2, "label": 0}, {"cell"', 2)
-    Answer(labels={2: 0}, places={2: 35}, problem='missing', n_extra=0)
+    Answer(labels={2: 0}, places={2: 34}, problem='missing', n_extra=0)
     """
     if text is None or not text.strip():
         return Answer(problem="empty")
@@ -120,14 +122,9 @@ def label_probability(
     >>> label_probability(["{res:", "1", "}"], {1: {"1": -0.1, "0": -2.4}}, 5)  # doctest: +ELLIPSIS
     0.908...
     """
-    end = 0
-    for number, token in enumerate(tokens):
-        end += len(token)
-        if end > place:
-            break
-    else:
-        return None
-    if _value(token) is None or number not in alternatives:
+    ends = np.cumsum([len(token) for token in tokens])
+    number = int(np.searchsorted(ends, place, side="right"))
+    if number >= len(tokens) or _value(tokens[number]) is None or number not in alternatives:
         return None
     mass = [0.0, 0.0]
     for other, log_probability in alternatives[number].items():

@@ -35,7 +35,7 @@ class Plan:
     genes
         Genes of the cells.
     context
-        Columns that are told; may have no column.
+        Texts that are told, by column; ``""`` where nothing is known.
     sources
         Data source of each cell, or ``None``.
     chunks
@@ -51,11 +51,11 @@ class Plan:
     template: Template
     options: ClientOptions
     genes: GeneLists
-    context: pd.DataFrame
+    context: dict[str, np.ndarray]
     sources: np.ndarray | None
     chunks: list[np.ndarray]
     example_genes: GeneLists | None = None
-    example_context: pd.DataFrame = field(default_factory=pd.DataFrame)
+    example_context: dict[str, np.ndarray] = field(default_factory=dict)
     example_y: np.ndarray = field(default_factory=lambda: np.empty(0, np.int8))
     choice: Choice | None = None
     n_reference_excluded: int = 0
@@ -149,20 +149,21 @@ def make_plan(
     context_of = _context(examples.context, len(y), show_accession)
     return Plan(
         template, options, lists, told, sources, chunks, example_lists,
-        context_of[[c for c in context_of if c in told]], y, choice, int(same.sum()),
+        {name: texts for name, texts in context_of.items() if name in told}, y, choice, int(same.sum()),
     )  # fmt: skip
 
 
-def _prompt_cell(genes: GeneLists | None, context: pd.DataFrame, i: int, label: int | None = None) -> PromptCell:
+def _prompt_cell(
+    genes: GeneLists | None, context: dict[str, np.ndarray], i: int, label: int | None = None
+) -> PromptCell:
     assert genes is not None
-    told = {str(c): v for c, v in zip(context.columns, context.iloc[i], strict=True) if v} if len(context.columns) else {}
-    return PromptCell(genes[i], told, label)
+    return PromptCell(genes[i], {name: texts[i] for name, texts in context.items() if texts[i]}, label)
 
 
-def _context(context: pd.DataFrame | None, n: int, show_accession: bool) -> pd.DataFrame:
+def _context(context: pd.DataFrame | None, n: int, show_accession: bool) -> dict[str, np.ndarray]:
     """Texts on one line, ``""`` where nothing is known, accessions hidden."""
     if context is None:
-        return pd.DataFrame(index=range(n))
+        return {}
     if len(context) != n:
         raise InputError("context", f"{len(context)} rows", f"{n}, one per cell", "pass obs[columns] of these cells.")
 
@@ -174,8 +175,8 @@ def _context(context: pd.DataFrame | None, n: int, show_accession: bool) -> pd.D
     for column in context.columns:
         codes, levels = pd.factorize(context[column].astype(object), use_na_sentinel=True)
         told = np.asarray([*(text(v) for v in levels), ""], dtype=object)
-        columns[column] = told[codes]
-    return pd.DataFrame(columns, index=range(n))
+        columns[str(column)] = told[codes]
+    return columns
 
 
 def _sources(source: str | Sequence[str] | None, n: int, show_accession: bool) -> np.ndarray | None:
@@ -189,7 +190,9 @@ def _sources(source: str | Sequence[str] | None, n: int, show_accession: bool) -
     return np.asarray(hidden, dtype=object)[codes]
 
 
-def _chunks(rows: np.ndarray, size: int, sources: np.ndarray | None, rng: np.random.Generator | None) -> list[np.ndarray]:
+def _chunks(
+    rows: np.ndarray, size: int, sources: np.ndarray | None, rng: np.random.Generator | None
+) -> list[np.ndarray]:
     """Cut the cells into prompts, one source each; the last of a source may be smaller."""
     if rng is not None:
         rows = rng.permutation(rows)

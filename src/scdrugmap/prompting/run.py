@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,56 +13,16 @@ import pandas as pd
 
 from scdrugmap._errors import InputError, OfflineError, ScDrugMapWarning
 from scdrugmap._logging import get_logger, progress
-from scdrugmap.prompting.asking import NOT_ASKED, Asker, Cell
+from scdrugmap.prompting.asking import ANSWERED, NO_GENES, Asker, Cell, known_reply
 from scdrugmap.prompting.cache import ResponseCache
 from scdrugmap.prompting.client import ChatClient, Stopped
 from scdrugmap.prompting.cost import Preview, Prices, cost_of, price_of
 from scdrugmap.prompting.examples import Examples
 from scdrugmap.prompting.options import client_options
 from scdrugmap.prompting.plan import Plan, make_plan
+from scdrugmap.prompting.result import PromptResult, collect
 from scdrugmap.prompting.templates import Template, get_template
-
-
-@dataclass(frozen=True, eq=False)
-class PromptResult:
-    """Answers for all cells, in their order.
-
-    Parameters
-    ----------
-    pred
-        ``(n,)`` float32: 1 sensitive, 0 resistant, NaN where there is no answer.
-    score
-        ``(n,)`` float32: P(sensitive) from log-probabilities, NaN where the endpoint gives none.
-    status
-        ``(n,)`` text: ``"answered"``, or why not: ``"no_genes"``, ``"refused"``, ``"filtered"`` (by the endpoint),
-        ``"truncated"``, ``"empty"``, ``"unparsable"``, ``"wrong_count"``, ``"missing"`` (left out of an answer, or
-        answered in two ways), ``"failed"`` (no answer after all attempts), ``"not_asked"`` (the limit was reached).
-    rounds
-        ``(n,)`` number of requests that each cell was part of.
-    shots
-        Rows of the reference that served as examples.
-    usage
-        Requests and tokens that this call sent, and those that the cache answered.
-    cost
-        Of this call, by the server's count of tokens; ``None`` without prices.
-    log
-        Counts per status and per kind of reply, the models and fingerprints that answered, what the endpoint did
-        not take, attempts, seconds waited, the estimate, and one record per request.
-    """
-
-    pred: np.ndarray
-    score: np.ndarray
-    status: np.ndarray
-    rounds: np.ndarray
-    shots: np.ndarray
-    usage: dict[str, int]
-    cost: float | None
-    log: dict[str, Any]
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Number of cells per status."""
-        return dict(Counter(self.status.tolist()))
+from scdrugmap.settings import settings
 
 
 def predict(
@@ -167,29 +123,35 @@ def predict(
     >>> import numpy as np
     >>> from scdrugmap import prompting
     >>> counts = np.array([[5, 0, 2], [0, 3, 1]])
-    >>> result = prompting.predict(counts, ["EGFR", "TP53", "MYC"], base_url="http://localhost:8000/v1")  # doctest: +SKIP
+    >>> result = prompting.predict(
+    ...     counts, ["EGFR", "TP53", "MYC"], base_url="http://localhost:8000/v1"
+    ... )  # doctest: +SKIP
     >>> result.pred  # doctest: +SKIP
     array([1., 0.], dtype=float32)
     """
-    plan, answers, price, budget = _prepare(
-        X, genes, template, client, prices, cache, ask_again, rng, max_cost, max_requests, max_repairs,
+    plan, known, price = _prepare(
+        X, genes, template, client, prices, cache, rng,
         {"n_genes": n_genes, "cells_per_prompt": cells_per_prompt, "ranking": ranking, "exclude": exclude,
          "context": context, "source": source, "show_accession": show_accession, "examples": examples,
          "n_shots": n_shots, "shots": shots, "embedding": embedding, "shuffle": shuffle},
     )  # fmt: skip
-    estimate = _estimate(plan, answers, price)
+    _check_limits(max_repairs, max_cost, max_requests, price)
+    estimate = _estimate(plan, known, price, ask_again)
     get_logger().info("%s", estimate)
-    cells = [Cell(NOT_ASKED) for _ in range(len(plan.genes))]
-    if estimate.n_requests > estimate.n_cached:
-        _gate(plan, estimate, budget, confirm, allow_remote)
-    chat = ChatClient(plan.options) if plan.chunks and estimate.n_cached < estimate.n_requests else None
-    asker = Asker(plan, chat, answers, price, budget, max_repairs)
+    _within(estimate, max_cost, max_requests)
+
+    def connect() -> ChatClient:
+        client = ChatClient(plan.options)
+        _consent(plan, estimate, allow_remote, confirm)
+        return client
+
+    asker = Asker(plan, connect, known, ask_again, price, max_cost, max_requests, max_repairs)
     try:
-        _run(plan, asker, cells, progress_bar)
+        cells = _run(asker, len(plan.genes), estimate.n_cached < estimate.n_requests, progress_bar)
     finally:
         asker.close()
-    result = _result(plan, asker, cells, price, estimate)
-    _warn(result)
+    result = collect(asker, cells, price, estimate)
+    _warn(result, plan)
     return result
 
 
@@ -229,11 +191,155 @@ def preview(
     """
     for name in ("max_repairs", "max_cost", "max_requests", "confirm", "allow_remote", "progress_bar"):
         arguments.pop(name, None)
-    names = ("n_genes", "cells_per_prompt", "ranking", "exclude", "context", "source", "show_accession", "examples")
+    names: tuple[str, ...] = (
+        "n_genes",
+        "cells_per_prompt",
+        "ranking",
+        "exclude",
+        "context",
+        "source",
+        "show_accession",
+        "examples",
+    )
     names += ("n_shots", "shots", "embedding", "shuffle")
     defaults = {"ranking": "expressed", "show_accession": False, "n_shots": 0, "shots": "random"}
     of_plan = {name: arguments.pop(name, defaults.get(name)) for name in names}
-    plan, answers, price, _ = _prepare(
-        X, genes, template, arguments, prices, cache, ask_again, rng, None, None, 0, of_plan
-    )
-    return _estimate(plan, answers, price)
+    plan, known, price = _prepare(X, genes, template, arguments, prices, cache, rng, of_plan)
+    return _estimate(plan, known, price, ask_again)
+
+
+def _prepare(
+    X: Any,
+    genes: Iterable[str],
+    template: str | Template,
+    client: dict[str, Any],
+    prices: Prices | None,
+    cache: bool | str | Path,
+    rng: int | np.random.Generator | None,
+    of_plan: dict[str, Any],
+) -> tuple[Plan, ResponseCache, tuple[float, float] | None]:
+    """Check all arguments and lay out the prompts."""
+    options = client_options(client)
+    price = price_of(options.model, prices)
+    folder: Path | None = None
+    if cache is True:
+        folder = settings.cache_dir / "prompting"
+    elif cache:
+        folder = Path(cache).expanduser()
+    plan = make_plan(X, genes, options, get_template(template), rng=_generator(rng), **of_plan)
+    return plan, ResponseCache(folder), price
+
+
+def _generator(rng: int | np.random.Generator | None) -> np.random.Generator:
+    return np.random.default_rng(settings.seed if rng is None else rng)
+
+
+def _check_limits(
+    max_repairs: int, max_cost: float | None, max_requests: int | None, price: tuple[float, float] | None
+) -> None:
+    for name, value in {"max_repairs": max_repairs, "max_cost": max_cost, "max_requests": max_requests}.items():
+        if value is not None and not value >= 0:
+            raise InputError(name, value, "0 or more", f"leave out {name}.")
+    if max_cost is not None and price is None:
+        raise InputError("max_cost", max_cost, "a limit with prices", "pass prices=(input, output) per million tokens.")
+
+
+def _estimate(plan: Plan, known: ResponseCache, price: tuple[float, float] | None, ask_again: bool) -> Preview:
+    """Count what the first round would send; writes every prompt once."""
+    tokens, n_cached, text = {"input": 0, "output": 0}, 0, ""
+    for rows in plan.chunks:
+        request = plan.request(rows)
+        if not text:
+            text = "\n\n".join(m["content"] for m in request.messages)
+        if known_reply(plan, known, plan.key(request), len(rows), ask_again) is not None:
+            n_cached += 1
+            continue
+        output = plan.template.answer_tokens(len(rows))
+        tokens["input"] += request.tokens - output
+        tokens["output"] += output
+    n_cells = sum(map(len, plan.chunks))
+    return Preview(
+        plan.options.model, plan.options.host, n_cells, len(plan.genes) - n_cells, len(plan.chunks), n_cached,
+        tokens["input"], tokens["output"], cost_of(tokens, price), text,
+    )  # fmt: skip
+
+
+def _within(estimate: Preview, max_cost: float | None, max_requests: int | None) -> None:
+    """Refuse a run whose estimate is above a limit."""
+    to_send = estimate.n_requests - estimate.n_cached
+    if max_requests is not None and to_send > max_requests:
+        raise InputError("max_requests", max_requests, f"{to_send} or more", "ask about fewer cells, or raise it.")
+    if max_cost is not None and estimate.cost is not None and estimate.cost > max_cost:
+        raise InputError("max_cost", max_cost, f"{estimate.cost:.4g} or more", "ask about fewer cells, or raise it.")
+
+
+def _consent(
+    plan: Plan, estimate: Preview, allow_remote: bool | None, confirm: Callable[[Preview], bool] | None
+) -> None:
+    """Refuse or warn before data leaves this machine, and let the caller decide."""
+    if not plan.options.is_local:
+        if settings.offline:
+            raise OfflineError(f"prompting {plan.options.host} needs the network. Fix: sd.settings.offline = False")
+        if allow_remote is False:
+            raise InputError("allow_remote", False, "a local base_url", "use a local endpoint, or allow_remote=True.")
+        if allow_remote is None:
+            warnings.warn(
+                f"Gene names and context of the cells leave this machine. {estimate} Pass allow_remote=True to say that"
+                " this is known.",
+                ScDrugMapWarning,
+                stacklevel=2,
+            )
+    if confirm is not None and not confirm(estimate):
+        raise InputError("confirm", "no consent", "True", "nothing was sent; confirm the estimate to go on.")
+
+
+def _run(asker: Asker, n: int, sends: bool, progress_bar: bool | None) -> list[Cell]:
+    """Ask about all chunks; the first that is sent goes alone, so that fall-backs and a wrong key show at once."""
+    cells = [Cell(NO_GENES)] * n
+    chunks = list(asker.plan.chunks)
+    if sends:
+        asker.client()
+    with progress(sum(map(len, chunks)), "prompting", "cell", show=progress_bar) as bar:
+
+        def one(rows: np.ndarray) -> None:
+            try:
+                for i, cell in asker.ask(rows):
+                    cells[i] = cell
+            except BaseException:
+                asker.stop()  # here, so that no other thread starts another request
+                raise
+            bar.update(len(rows))
+
+        while chunks and not asker.usage["requests"]:
+            one(chunks.pop(0))
+        with ThreadPoolExecutor(asker.plan.options.concurrency) as pool:
+            futures = [pool.submit(one, rows) for rows in chunks]
+            try:
+                wait(futures, return_when=FIRST_EXCEPTION)
+            finally:
+                if not all(future.done() for future in futures):
+                    asker.stop()
+                    pool.shutdown(wait=True, cancel_futures=True)
+        errors = [error for f in futures if not f.cancelled() and (error := f.exception()) is not None]
+        for error in sorted(errors, key=lambda error: isinstance(error, Stopped)):
+            raise error
+    return cells
+
+
+def _warn(result: PromptResult, plan: Plan) -> None:
+    """Say what is missing."""
+    answered = result.status == ANSWERED
+    notes = []
+    if not answered.all():
+        why = ", ".join(f"{n} {name}" for name, n in sorted(result.counts.items()) if name != ANSWERED)
+        notes.append(f"{int((~answered).sum())} of {len(answered)} cells have no answer ({why}); they are NaN.")
+    unscored = int((answered & np.isnan(result.score)).sum())
+    if unscored and plan.options.logprobs:
+        notes.append(
+            f"The endpoint gave no log-probabilities for {unscored} answered cells; their score is NaN, and"
+            " measures that rank cells, such as AUROC, cannot be computed for them."
+        )
+    if len(result.log["fingerprints"]) > 1:
+        notes.append(f"The server changed during the run: fingerprints {', '.join(result.log['fingerprints'])}.")
+    for note in notes:
+        warnings.warn(note, ScDrugMapWarning, stacklevel=3)

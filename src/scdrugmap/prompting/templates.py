@@ -122,8 +122,8 @@ class PublishedTemplate(Template):
         sample = ",".join(map(str, self.example_answer(n)))
         order = f"Please merge the results of {n} cells into a format like this example: {{res:{sample}}}. \n"
         lists = str([list(cell.genes) for cell in cells])
-        parts = [task, "", "This is the data source:", "", source or "undisclosed", ""]
-        parts += ["The following are the gene names:", "", lists, "", " ".join([order] * 3)]
+        parts = [task, "", "This is the data source:", source or "undisclosed", ""]
+        parts += ["The following are the gene names:", lists, "", " ".join([order] * 3)]
         return [{"role": "user", "content": "\n".join(parts)}]
 
     def example_answer(self, n_cells: int) -> tuple[int, ...]:

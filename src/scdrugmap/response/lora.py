@@ -20,6 +20,9 @@ class LoRAOptions(BaseModel):
     ----------
     r, alpha, dropout, bias
         Rank, scale (``alpha / r`` multiplies the update), dropout before the adapters, and which biases are trained.
+    base_dropout
+        Whether the network's own dropout is active while the adapters train. Without it the network that is trained is
+        the one that predicts, but for the dropout of the adapters.
     target_modules
         Names of linear layers; by default those on the model's card.
     peft
@@ -58,6 +61,7 @@ class LoRAOptions(BaseModel):
     alpha: int = Field(8, ge=1)
     dropout: float = Field(0.05, ge=0, lt=1)
     bias: Literal["none", "all", "lora_only"] = "none"
+    base_dropout: bool = False
     target_modules: tuple[str, ...] | None = None
     peft: dict[str, Any] = Field(default_factory=dict)
     epochs: int = Field(3, ge=1)

@@ -154,10 +154,10 @@ def fit_lora(
     network.to(torch_device)
     longest = fit_rows[np.argsort(-cells.costs[fit_rows], kind="stable")][: min(8, options.batch_size)]
     checked = check_gradients(network, placed(longest), seed)
-    standard = _standard(network, placed, cells.costs, fit_rows, options, head.standardize, model.dim, torch_device)
+    pools = _pools(fit_rows, contexts)
+    standard = _standard(network, placed, cells.costs, pools, options, head.standardize, model.dim, torch_device)
     sizes = [model.dim, *head.hidden, 1]
     module = Adapted(network, sizes, standard, seed).to(torch_device)
-    pools = _pools(fit_rows, contexts)
     trainer = Trainer(
         module,
         collate,
@@ -212,7 +212,7 @@ def _standard(
     network: Any,
     placed: Any,
     costs: np.ndarray,
-    rows: np.ndarray,
+    pools: list[np.ndarray],
     options: LoRAOptions,
     wanted: bool,
     dim: int,
@@ -222,9 +222,9 @@ def _standard(
     if not wanted:
         return torch.zeros(dim, device=device), torch.ones(dim, device=device)
     network.eval()
-    order = rows[np.argsort(costs[rows], kind="stable")]
     size = options.batch_size
-    parts = [network(placed(order[i : i + size])).double() for i in range(0, len(order), size)]
+    ordered = [pool[np.argsort(costs[pool], kind="stable")] for pool in pools]
+    parts = [network(placed(o[i : i + size])).double() for o in ordered for i in range(0, len(o), size)]
     values = torch.cat(parts)
     scale = values.std(0, unbiased=False)
     return values.mean(0).float(), torch.where(scale > 1e-12, scale, 1.0).float()

@@ -145,7 +145,7 @@ class Trainer:
         """One pass over the training cells, from where the last checkpoint left it."""
         state = self.state
         batches = self._batches(state.epoch)
-        self.module.train()
+        self._training_mode()
         mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
         rounds = [
             batches[i : i + self.accelerator.num_processes]
@@ -169,6 +169,15 @@ class Trainer:
                     self._checkpoint()
         state.train_loss.append(state.running / len(rounds))
         state.epoch, state.batches_done, state.running = state.epoch + 1, 0, 0.0
+
+    def _training_mode(self) -> None:
+        """Switch dropout on: of the adapters, and of the network itself where that was asked for."""
+        self.module.train()
+        if not self.options.base_dropout:
+            self.plain.network.eval()
+            for name, part in self.plain.network.named_modules():
+                if "lora_dropout" in name:
+                    part.train()
 
     def _learn(self, rows: np.ndarray, *, last: bool) -> tuple[float, bool]:
         """Forward and backward; a step where enough passes have gathered."""
