@@ -6,6 +6,6 @@ __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
-    submodules=["datasets", "models", "pl", "pp", "testing", "tl"],
+    submodules=["datasets", "models", "pl", "pp", "prompting", "testing", "tl"],
     submod_attrs={"response": ["ResponsePredictor", "load_predictor"], "settings": ["settings"]},
 )

@@ -28,6 +28,7 @@ class Keys:
     score: str = "_score"
     set: str = "_set"
     ood: str = "_ood"
+    status: str = "_status"
     # var
     gene_symbol: str = "gene_symbol"
     ensembl_id: str = "ensembl_id"

@@ -309,26 +309,34 @@ def test_a_real_network_trains():
     assert predictor.predict(adata)["score"].notna().all()
 
 
-@pytest.mark.parametrize(
-    "name", ["tgpt", "scbert", "geneformer", "celllm", "scfoundation", "scgpt", "uce", "cellplm", "llama"]
-)
+#: Peak learning rate, and cells (attention over a whole vocabulary takes its time).
+PARITY = {
+    "tgpt": (3e-2, 24), "scbert": (1e-3, 8), "geneformer": (1e-2, 24), "celllm": (3e-2, 24), "scfoundation": (6e-2, 24),
+    "scgpt": (1e-2, 24), "uce": (3e-2, 24), "cellplm": (3e-2, 24), "llama38b": (3e-2, 24),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARITY)
 def test_parity_checkpoints_train(shared, name):
-    """On every official layout, adapters get gradients and fit labels better than the head alone."""
+    """On every official layout, adapters fit labels that the head alone fits worse."""
+    lr, n = PARITY[name]
+    options = {"heads": 4, "sample_size": 64} if name == "uce" else {}
+    folder = shared / "parity" / {"llama38b": "llama"}.get(name, name) / "checkpoint"
+    model = sd.models.load(name, folder, **options)
     adata = ad.read_h5ad(shared / "parity" / "input.h5ad")
-    try:
-        model = sd.models.load({"llama": "Llama-3-8B"}.get(name, name), shared / "parity" / name / "checkpoint")
-    except ModuleNotFoundError:
-        pytest.skip(f"{name} is not built yet")
     # few genes, so that sequences are short; labels that the embedding says nothing about
     genes = np.argsort(-np.asarray((adata.X > 0).sum(0)).ravel(), kind="stable")[:150]
-    adata = adata[10:34, genes].copy()
-    adata.obs["response"] = np.where(np.random.default_rng(0).random(24) < 0.5, "sensitive", "resistant")
-    adata.obs["sample"] = np.arange(24).astype(str)
-    shared_options = {"epochs": 15, "batch_size": 12}
-    lora_options = {**shared_options, "lr": 3e-2, "head_lr": 2e-3, "early_stopping": False, "dropout": 0, "r": 4}
-    head_options = {"hidden": (16,), "standardize": True}
-    tuned = sd.tl.train(adata, model, lora_options=lora_options, **{**QUICK, "head_options": head_options})
-    options = {**head_options, **shared_options, "lr": 2e-3}
-    frozen = sd.tl.train(adata, model, head_options=options, rng=0, device="cpu", precision="float32")
-    assert tuned.training["lora"]["largest_change_of_output"] > 0
-    assert tuned.training["training_loss"] < 0.9 * frozen.training["training_loss"]
+    adata = adata[10 : 10 + n, genes].copy()
+    adata.obs["response"] = np.where(np.random.default_rng(0).random(n) < 0.5, "sensitive", "resistant")
+    adata.obs["sample"] = np.repeat(["a", "b"], n // 2)
+    head = {"hidden": (16,), "standardize": True}
+    alike = {"epochs": 15, "batch_size": n}
+    tuned = sd.tl.train(
+        adata, model, lora_options={**alike, "lr": lr, "head_lr": 1e-3, "early_stopping": False, "dropout": 0, "r": 4},
+        **{**QUICK, "head_options": head},
+    ).training  # fmt: skip
+    frozen = sd.tl.train(
+        adata, model, head_options={**head, **alike, "lr": 1e-3}, rng=0, device="cpu", precision="float32"
+    ).training
+    assert tuned["lora"]["adapter_tensors_with_gradient"] > 0 and tuned["lora"]["largest_change_of_output"] > 0
+    assert tuned["training_loss"] < 0.9 * frozen["training_loss"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from scdrugmap._errors import InputError
 from scdrugmap.cli._io import check_writable, read_cells, write_cells
 from scdrugmap.spec import BenchmarkSpec, EmbedSpec, PredictSpec, RunSpec, TrainSpec
 
-console = Console()
+#: Wide enough for tables when the output goes into a file or a pipe.
+console = Console(width=None if sys.stdout.isatty() else 150)
 RUN = "scdrugmap_run"
 
 
@@ -93,7 +95,7 @@ def run_benchmark(spec: BenchmarkSpec) -> None:
     result.table.to_csv(spec.output / "results.csv", index=False)
     result.report(spec.output / "report.html")
     (spec.output / "run.yaml").write_text(spec.to_yaml())
-    print_table(result.summary().reset_index(), f"{spec.setting}, split by {spec.split}")
+    print_summary(result, f"{spec.setting}, split by {spec.split} [95 % interval over samples or studies]")
     console.print(f"wrote {spec.output}/: results.parquet, results.csv, report.html, run.yaml")
 
 
@@ -119,6 +121,26 @@ def print_table(frame: Any, title: str, limit: int = 40) -> None:
     console.print(table)
     if len(frame) > limit:
         console.print(f"... and {len(frame) - limit} more rows")
+
+
+def print_summary(result: Any, title: str) -> None:
+    """Print a benchmark with one row per model and category, and one column per metric."""
+    import numpy as np
+
+    table = result.summary()
+    labels = result.contenders.set_index(["model", "strategy", "head"])["label"]
+    table["model"] = [labels[key] for key in zip(table["model"], table["strategy"], table["head"], strict=True)]
+    table["cell"] = [
+        "n/a" if np.isnan(v) else f"{v:.2f}" + ("" if np.isnan(low) else f" [{low:.2f}, {high:.2f}]")
+        for v, low, high in zip(table["value"], table["ci_low"], table["ci_high"], strict=True)
+    ]
+    places = [c for c in ("setting", "split", "by", "category") if table[c].nunique() > 1]
+    wide = table.pivot(index=[*places, "model"], columns="metric", values="cell")
+    wide = wide[list(dict.fromkeys(table["metric"]))].reindex(
+        list(dict.fromkeys(table[[*places, "model"]].itertuples(index=False, name=None))) if places
+        else list(dict.fromkeys(table["model"]))
+    )  # fmt: skip
+    print_table(wide.reset_index(), title)
 
 
 def _write(cells: Any, spec: RunSpec) -> None:

@@ -169,7 +169,10 @@ def depth_features(X: Any) -> np.ndarray:
 
 
 def baseline_contenders(
-    names: Iterable[str] | None, adata: AnnData, layer: str | None
+    names: Iterable[str] | None,
+    adata: AnnData,
+    layer: str | None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[list[Contender], Counted | None, bool]:
     """Make the baselines.
 
@@ -179,6 +182,8 @@ def baseline_contenders(
         Of ``BASELINES``; ``None`` for all that the data allow, with a warning about the others.
     adata, layer
         Where the counts are.
+    options
+        Of the fitted baselines, by name.
 
     Returns
     -------
@@ -207,8 +212,8 @@ def baseline_contenders(
         if name == "depth":
             out.append(array_contender(name, depth_features(counts.X), logistic, strategy="baseline"))
         else:
-            options = {"max_epochs": SCVI_EPOCHS} if name == "scvi" else {}
-            out.append(fitted_contender(name, counts, logistic, strategy="baseline", options=options))
+            chosen = ({"max_epochs": SCVI_EPOCHS} if name == "scvi" else {}) | dict((options or {}).get(name, {}))
+            out.append(fitted_contender(name, counts, logistic, strategy="baseline", options=chosen))
     return out, counts, "sample_probe" in wanted
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,11 @@ class Predictions:
     def groups(self) -> np.ndarray:
         """Codes of all groups, sorted."""
         return np.unique(np.concatenate([g for *_, g in self.folds])) if self.folds else np.empty(0, int)
+
+    def all_sensitive(self) -> Predictions:
+        """Return the same test cells, each called sensitive with certainty."""
+        called = [(y, np.ones(len(y), score.dtype), np.ones_like(pred), g) for y, score, pred, g in self.folds]
+        return replace(self, folds=called)
 
     def fold_values(self, metrics: Sequence[Metric]) -> dict[str, np.ndarray]:
         """Return ``(folds,)`` values per metric."""
@@ -160,6 +165,8 @@ def summarise(
     places = result.table[result.table["setting"] != "probe"][PLACE].drop_duplicates()
     units = dict(tuple(_units(result).groupby(PLACE, sort=False)))
     weights: dict[tuple[str, ...], np.ndarray] = {}
+    # Per category and set of folds: all contenders that tested the same cells share a floor.
+    floors: dict[tuple[str, ...], dict[str, float]] = {}
     seed = int(rng.integers(2**31))
     records: list[dict[str, Any]] = []
     for place in places.itertuples(index=False):
@@ -176,6 +183,7 @@ def summarise(
                 "n_folds": 0,
                 "n_undefined": 0,
                 "n_groups": 0,
+                "floor": np.nan,
             }
             records += [
                 where | {"metric": n} | empty | {"reason": r["reason"], "note": r["note"]} for n, r in notes.items()
@@ -187,6 +195,10 @@ def summarise(
         if category not in weights or weights[category].shape[1] != n_groups:
             # The same resamples for every model, whatever order they come in.
             weights[category] = bootstrap_weights(n_groups, n_resamples, np.random.default_rng([seed, n_groups]))
+        tested = (*category, *map(str, mine["fold"]))
+        if tested not in floors:
+            called = predictions.all_sensitive().estimate(metrics, np.ones((1, n_groups)))
+            floors[tested] = {n: np.nan if predictions.reason else float(v[0]) for n, v in called.items()}
         fixed = predictions.fold_values(metrics)
         point = predictions.estimate(metrics, np.ones((1, n_groups)))
         drawn = predictions.estimate(metrics, weights[category]) if n_resamples else {}
@@ -205,12 +217,10 @@ def summarise(
                 | {"mean_folds": float(folds[ok].mean()) if ok.any() else np.nan}
                 | {"sd_folds": float(folds[ok].std(ddof=1)) if ok.sum() > 1 else np.nan}
                 | {"n_folds": len(folds), "n_undefined": int((~ok).sum()), "n_groups": n_groups}
+                | {"floor": floors[tested][metric.name]}
                 | {"reason": why, "note": notes[metric.name]["note"] if metric.name in notes else ""}
             )
-    out = pd.DataFrame(records)
-    floor = out[out["model"] == "all_sensitive"].set_index([*CATEGORY, "metric"])["value"]
-    out["floor"] = [floor.get(k, np.nan) for k in zip(*(out[c] for c in (*CATEGORY, "metric")), strict=True)]
-    return out
+    return pd.DataFrame(records)
 
 
 def _first_reason(table: pd.DataFrame, where: dict[str, str], metric: str) -> str:

@@ -23,6 +23,7 @@ from scdrugmap._errors import InputError
 from scdrugmap._logging import get_logger, progress
 from scdrugmap.genes.identifiers import Genes
 from scdrugmap.models import cache as finished
+from scdrugmap.models import distributed
 from scdrugmap.models.base import GroupModel, NetworkModel
 from scdrugmap.models.counts import Alignment, Counts
 from scdrugmap.models.source import CountSource, check_values
@@ -47,6 +48,13 @@ class Work:
     network_seconds: float = 0.0
     tokenize_seconds: float = 0.0
     token_budget: int = 0
+
+    def add(self, other: Work) -> None:
+        """Add what another process did; the seconds of all processes are summed."""
+        for name in ("n_tokens", "n_padded", "network_seconds", "tokenize_seconds"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        budgets = [b for b in (self.token_budget, other.token_budget) if b]
+        self.token_budget = min(budgets, default=0)
 
     @property
     def padding(self) -> float:
@@ -110,8 +118,11 @@ def embed_counts(
     store: Path | None = None,
     cache: Path | None = None,
     show_progress: bool | None = None,
+    origin: distributed.Origin | None = None,
 ) -> Embedding:
     """Embed every row of a count matrix.
+
+    A dask array is embedded on the workers, one chunk per task, while a ``dask.distributed`` client is active.
 
     Parameters
     ----------
@@ -136,6 +147,8 @@ def embed_counts(
         Folder of finished embeddings by content; used where ``store`` is not given.
     show_progress
         Show a progress bar; by default on a terminal.
+    origin
+        How the model was loaded, for workers of a cluster; without it they get the model itself.
 
     Returns
     -------
@@ -146,17 +159,23 @@ def embed_counts(
     InputError
         On unusable values, no known gene, or too little memory for a single cell.
     """
-    torch_device = pick_device(device)
-    arithmetic = pick_precision(precision, torch_device)
     alignment = model.align(genes)
     if len(alignment.ids) == 0:
         raise no_known_gene(model, genes)
-    runner = _Runner(model, source, alignment, torch_device, arithmetic, batch_size, block_size)
+    cluster = distributed.connect(source, model, origin, device, precision)
+    torch_device = pick_device(device) if cluster is None else torch.device(cluster.device)
+    arithmetic = pick_precision(precision, torch_device) if cluster is None else cluster.precision
+    if cluster is None:
+        model.to(torch_device)
+    runner = Runner(model, source, alignment, torch_device, arithmetic, batch_size, block_size)
     n = source.shape[0]
     key = ""
     if cache is not None and store is None:
-        blocks = (X for _, X in source.blocks(runner.rows_per_block))
-        key = finished.content_key(runner.fingerprint(), blocks, groups)
+        if cluster is None:
+            blocks = (X for _, X in source.blocks(runner.rows_per_block))
+            key = finished.content_key(runner.fingerprint(), blocks, groups)
+        else:
+            key = cluster.content_key(source.X, runner.fingerprint(), groups)
         known = finished.load(cache, key)
         if known is not None:
             runner.work.n_cells, runner.work.n_cached = n, n
@@ -172,12 +191,12 @@ def embed_counts(
     start = time.perf_counter()
     with progress(n, model.card.name, "cell", show=show_progress) as bar:
         if isinstance(model, GroupModel):
-            for rows, embedded in runner.grouped(groups):
+            for rows, embedded in runner.grouped(groups, cluster):
                 values[rows] = embedded
                 usable[rows] = ~np.isnan(embedded).all(axis=1)
                 bar.update(len(embedded))
         else:
-            for first, size, part in runner.blocks(on_disk):
+            for first, size, part in runner.blocks(on_disk, cluster):
                 if part is not None and on_disk is None:
                     values[first : first + size] = part
                 block = values[first : first + size]
@@ -185,14 +204,14 @@ def embed_counts(
                 bar.update(size)
     work = runner.work
     work.seconds, work.n_cells, work.n_empty = time.perf_counter() - start, n, int((~usable).sum())
-    work.token_budget = runner.budget
+    work.token_budget = work.token_budget or runner.budget
     if key:
         assert cache is not None
         finished.save(cache, key, values)
     return Embedding(values, usable, alignment, str(torch_device), arithmetic, work)
 
 
-class _Runner:
+class Runner:
     """State of one run: where it reads, the token budget, what it did so far."""
 
     def __init__(
@@ -205,7 +224,7 @@ class _Runner:
         batch_size: int | None,
         block_size: int,
     ) -> None:
-        self.model, self.source, self.alignment = model.to(device), source, alignment
+        self.model, self.source, self.alignment = model, source, alignment
         self.device, self.dtype, self.precision, self.batch_size = device, _DTYPES[precision], precision, batch_size
         self.rows_per_block = -(-block_size // model.block_multiple) * model.block_multiple
         # A GPU wants far larger batches than a CPU, whose caches the activations should fit.
@@ -227,9 +246,15 @@ class _Runner:
         }
         return json.dumps(parts, sort_keys=True, default=str)
 
-    def blocks(self, store: EmbeddingStore | None) -> Iterator[tuple[int, int, np.ndarray | None]]:
+    def blocks(
+        self, store: EmbeddingStore | None, cluster: distributed.Cluster | None = None
+    ) -> Iterator[tuple[int, int, np.ndarray | None]]:
         """Yield ``(first row, rows, values)``; values are ``None`` where the store already holds them."""
         survey = self.model.survey(self._counted)
+        if cluster is not None:
+            job = cluster.job(self.alignment, self.batch_size, self.rows_per_block, survey)
+            yield from cluster.blocks(self.source.X, job, store, self.work, fixed=self.model.block_multiple > 1)
+            return
         for first, X in self.source.blocks(self.rows_per_block):
             mark = block_digest(X) if store is not None else b""
             done = store is not None and store.holds(first // self.rows_per_block, mark)
@@ -243,9 +268,24 @@ class _Runner:
                 store.write(first // self.rows_per_block, first, part, mark)
             yield first, X.shape[0], part
 
-    def grouped(self, groups: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def embed_rows(self, X: sparse.csr_matrix, first: int, survey: Any) -> np.ndarray:
+        """Embed one block, whose first row stands at ``first`` in the data set."""
+        return self._embed(self._tokenize(self._counts(X, np.arange(first, first + X.shape[0]), survey)))
+
+    def finished(self) -> Work:
+        """Return the record of the work so far."""
+        self.work.token_budget = self.budget
+        return self.work
+
+    def grouped(
+        self, groups: np.ndarray | None, cluster: distributed.Cluster | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield ``(rows, values)`` block by block, one group after the other."""
         assert isinstance(self.model, GroupModel)
+        if cluster is not None:
+            job = cluster.job(self.alignment, self.batch_size, self.rows_per_block)
+            yield from cluster.grouped(self.source.X, job, groups, self.work)
+            return
         labels = np.zeros(self.source.shape[0], dtype=np.int64) if groups is None else groups
         _, codes = np.unique(labels, return_inverse=True)
         for code in range(codes.max(initial=-1) + 1):

@@ -30,7 +30,7 @@ class CountSource:
     def __init__(self, X: Any) -> None:
         if not hasattr(X, "shape") or len(X.shape) != 2:
             raise InputTypeError("X", type(X).__name__, "a two-dimensional matrix", "pass adata.X or a layer.")
-        self._dask = type(X).__module__.startswith("dask.")
+        self.is_dask = type(X).__module__.startswith("dask.")
         if sparse.issparse(X) and X.format not in ("csr", "csc"):
             X = X.tocsr()
         if sparse.issparse(X) and X.format == "csc":
@@ -54,7 +54,7 @@ class CountSource:
 
     def _read(self, rows: slice | np.ndarray) -> sparse.csr_matrix:
         block = self.X[rows]
-        if self._dask:
+        if self.is_dask:
             block = block.compute()
         if not sparse.issparse(block):
             block = np.asarray(block)

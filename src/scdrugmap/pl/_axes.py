@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from scdrugmap._errors import InputError, UnknownNameError
@@ -14,16 +19,61 @@ if TYPE_CHECKING:
 
     from scdrugmap.evaluation import BenchmarkResult
 
-SENSITIVE, RESISTANT, FLOOR = "#2166ac", "#b2182b", "#555555"
-#: Okabe and Ito's palette, which colour-blind readers can tell apart.
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8c6d31", "#999999", "#332288", "#117733")
+SENSITIVE, RESISTANT, FLOOR = "#2166ac", "#b2182b", "#333333"
+#: Six colours of Okabe and Ito and two darker ones of Tol, which colour-blind readers can tell apart.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#332288", "#661100")
+GREYS = ("#595959", "#8c8c8c", "#bdbdbd")
+FLOOR_NAME = "call all sensitive"
+CATEGORY = ["setting", "split", "by", "category"]
+CONTENDER = ["model", "strategy", "head"]
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one contender looks: beyond the palette, hatches and dashes tell those of one colour apart."""
+
+    colour: str
+    hatch: str
+    line: Any
+    marker: str
+
+
+def new_axes(ax: Axes | None, size: tuple[float, float], **options: Any) -> Axes:
+    """Return the given axes or new ones.
+
+    Raises
+    ------
+    InputError
+        If ``ax`` is not matplotlib axes.
+    """
+    from matplotlib.axes import Axes as Kind
+
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        return plt.subplots(figsize=size, layout="constrained", **options)[1]
+    if not isinstance(ax, Kind):
+        raise InputError("ax", type(ax).__name__, "matplotlib axes", "fig, ax = plt.subplots(); pass ax=ax.")
+    return ax
 
 
 def finish(ax: Any, *, show: bool | None, save: str | os.PathLike[str] | None) -> Any:
-    """Save, show, or return the axes, as scanpy's plotting functions do."""
-    first = ax if not isinstance(ax, (list, tuple)) else ax[0]
+    """Save and show the figure; return the axes unless it was shown.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be written.
+    """
+    figure = (ax[0] if isinstance(ax, list) else ax).get_figure(root=True)
     if save is not None:
-        first.figure.savefig(save, bbox_inches="tight", dpi=150)
+        path = Path(save)
+        known = figure.canvas.get_supported_filetypes()
+        if path.is_dir() or not path.parent.is_dir():
+            raise InputError("save", str(path), "a file in a folder that exists", "pass for example 'figure.png'.")
+        if path.suffix and path.suffix[1:].lower() not in known:
+            raise InputError("save", str(path), f"one of {', '.join(sorted(known))}", "pass for example 'figure.png'.")
+        figure.savefig(path, bbox_inches="tight", dpi=150)
     if show:
         import matplotlib.pyplot as plt
 
@@ -32,60 +82,174 @@ def finish(ax: Any, *, show: bool | None, save: str | os.PathLike[str] | None) -
     return ax
 
 
-def new_axes(ax: Axes | None, size: tuple[float, float], **options: Any) -> Axes:
-    """Return the given axes or new ones."""
-    if ax is not None:
-        return ax
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(figsize=size, layout="constrained", **options)[1]
+def clean(ax: Axes) -> None:
+    """Take away the upper and the right line."""
+    ax.spines[["top", "right"]].set_visible(False)
 
 
-def colours(names: list[str]) -> dict[str, str]:
-    """Give each name a colour; more than the palette holds repeat."""
-    return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
+def title(ax: Axes, text: str) -> None:
+    """Write a small title, in as many lines as the width of the axes asks for."""
+    inches = ax.get_position().width * ax.get_figure(root=True).get_figwidth()  # type: ignore[union-attr]
+    ax.set_title(textwrap.fill(text, max(26, int(15 * inches))), fontsize=9)
 
 
-def scores(result: BenchmarkResult, metric: str, level: str, models: list[str] | None, **options: Any) -> pd.DataFrame:
-    """Return the summary of one metric with columns ``label`` and ``place`` for the figure.
+def styles(result: BenchmarkResult) -> dict[str, Style]:
+    """Give each contender its look, the same in every figure: colours for models, greys for baselines."""
+    out: dict[str, Style] = {}
+    n_models = n_baselines = 0
+    dashes: Sequence[Any] = ("-", "--", "-.", ":")
+    for row in result.contenders.itertuples():
+        if row.strategy == "baseline":
+            turn, i = divmod(n_baselines, len(GREYS))
+            n_baselines += 1
+            out[str(row.label)] = Style(GREYS[i], ("", "////", "....")[turn % 3], dashes[(turn + 1) % 4], "s")
+        else:
+            turn, i = divmod(n_models, len(PALETTE))
+            n_models += 1
+            out[str(row.label)] = Style(PALETTE[i], ("", "////", "xxxx")[turn % 3], dashes[turn % 4], "o^D"[turn % 3])
+    return out
+
+
+def chosen(result: BenchmarkResult, models: str | Iterable[str] | None) -> pd.DataFrame:
+    """Return the contenders to draw; calling all cells sensitive is drawn as the floor instead.
 
     Raises
     ------
     UnknownNameError
-        For a metric or model that the result does not hold.
+        For a model that the result does not hold.
     """
+    known = result.contenders
+    if models is None:
+        models_only = known[known["model"] != "all_sensitive"]
+        return models_only if len(models_only) else known
+    names = [models] if isinstance(models, str) else list(models)
+    for name in names:
+        if name not in set(known["label"]) | set(known["model"]):
+            raise UnknownNameError("models", name, pd.unique(known["label"]))
+    return known[known["label"].isin(names) | known["model"].isin(names)]
+
+
+def scores(
+    result: BenchmarkResult, metric: str, level: str, models: str | Iterable[str] | None, **options: Any
+) -> pd.DataFrame:
+    """Return the summary of one metric with columns ``label``, ``place`` and a ``floor`` that is always known.
+
+    Raises
+    ------
+    UnknownNameError
+        For a metric, level or model that the result does not hold.
+    """
+    if level not in set(result.table["level"]):
+        raise UnknownNameError("level", level, [str(v) for v in pd.unique(result.table["level"])])
+    contenders = chosen(result, models)
     table = result.summary(metrics=metric, level=level, **options)
-    table = table[table["metric"] == metric]
-    if table.empty:
-        raise UnknownNameError("metric", metric, pd.unique(result.table["metric"]))
-    labels = result.contenders.set_index(["model", "strategy", "head"])["label"]
-    table = table.assign(
-        label=[labels[key] for key in zip(table["model"], table["strategy"], table["head"], strict=True)],
-        place=table["category"].where(table["by"] == "", table["category"].astype(str)),
-    )
-    if models is not None:
-        for name in models:
-            if name not in set(table["label"]) | set(table["model"]):
-                raise UnknownNameError("models", name, pd.unique(table["label"]))
-        table = table[table["label"].isin(models) | table["model"].isin(models)]
-    return table
+    if table["floor"].isna().any():
+        known = _floor(result, metric, level)
+        table["floor"] = table["floor"].fillna(pd.Series(known.reindex(_keys(table, CATEGORY)).to_numpy(), table.index))
+    table["place"] = _place_names(table)
+    # Side by side stands what differs in the split alone.
+    first = table.drop_duplicates(["by", "category"])[["by", "category"]]
+    rank = pd.Series(range(len(first)), index=_keys(first, ["by", "category"]))
+    table = table.iloc[np.argsort(rank.reindex(_keys(table, ["by", "category"])).to_numpy(), kind="stable")]
+    return table.merge(contenders, on=CONTENDER, how="inner")
+
+
+def fold_values(result: BenchmarkResult, table: pd.DataFrame, metric: str, level: str) -> pd.DataFrame:
+    """Return the defined values of single folds with the ``label`` and ``place`` of the summary."""
+    folds = result.table[(result.table["metric"] == metric) & (result.table["level"] == level)]
+    keys = [*CATEGORY, *CONTENDER]
+    return folds[folds["value"].notna()].merge(table[[*keys, "label", "place"]], on=keys, how="inner")
+
+
+def in_order(table: pd.DataFrame, column: str) -> list[str]:
+    """Distinct values, in the order of the result."""
+    return [str(v) for v in pd.unique(table[column])]
+
+
+def floors(table: pd.DataFrame, places: Sequence[str]) -> np.ndarray:
+    """Return the value of calling every cell sensitive, per place."""
+    return table.drop_duplicates("place").set_index("place")["floor"].reindex(places).to_numpy(dtype=float)
 
 
 def split_note(table: pd.DataFrame) -> str:
     """Return how the cells were divided, with the warning that a split by cells needs."""
-    settings = ", ".join(dict.fromkeys(table["setting"] + ", split by " + table["split"]))
-    leak = " (cells of one sample on both sides)" if (table["split"] == "cell").any() else ""
-    return settings + leak
+    from scdrugmap.evaluation.cells import SAME_SAMPLE
+
+    notes = dict.fromkeys(zip(table["setting"], table["split"], strict=True))
+    return "; ".join(f"{a}, split by {b}" + (f" ({SAME_SAMPLE})" if b == "cell" else "") for a, b in notes)
 
 
-def place_name(place: str) -> str:
-    """Return the category's name in a figure; the empty one holds all cells."""
-    return place or "all cells"
+def metric_label(result: BenchmarkResult, metric: str, level: str = "cell") -> str:
+    """Return the metric's name in a figure, with its level and direction where they are not the usual ones."""
+    record = result._metric(metric)
+    extra = [f"{level}s"] * (level != "cell") + ["lower is better"] * (not record.higher_is_better)
+    return record.label + (f" ({', '.join(extra)})" if extra else "")
 
 
-def require_predictions(result: BenchmarkResult) -> None:
-    """Raise if the result holds no prediction to draw."""
-    if len(result.predictions) == 0:
+def limits(result: BenchmarkResult, metric: str, values: np.ndarray, floor: np.ndarray) -> tuple[float, float]:
+    """Axis limits that hold zero, every value and, unless it dwarfs them, the floor."""
+    record = result._metric(metric)
+    known = values[np.isfinite(values)]
+    low, high = float(min(known.min(initial=0), 0)), float(known.max(initial=0))
+    near = floor[np.isfinite(floor) & (floor <= 3 * max(high, 0.1))]
+    low, high = min(low, float(near.min(initial=0))), max(high, float(near.max(initial=0)))
+    if record.higher_is_better and high <= 1:
+        return low * 1.05, 1.02
+    return low * 1.05, high * 1.08 or 1.0
+
+
+def floor_label(floor: np.ndarray, top: float) -> str:
+    """Name of the floor in the legend; it says where the line lies outside the axes."""
+    known = floor[np.isfinite(floor)]
+    if len(known) == 0:
+        return f"{FLOOR_NAME}: undefined"
+    return FLOOR_NAME + (f": {known.max():.3g}, off the scale" if known.max() > top else "")
+
+
+def one_setting(result: BenchmarkResult) -> None:
+    """Raise if the result holds several ways of dividing the cells, which one curve must not mix."""
+    scores = result.table[result.table["setting"] != "probe"]
+    pairs = scores[["setting", "split"]].drop_duplicates()
+    if len(pairs) > 1:
+        # Rather the split that does not leak.
+        first = pairs.iloc[int(np.argmax(pairs["split"] != "cell"))]
         raise InputError(
-            "result", "no predictions", "at least one evaluated category", "result.table['reason'] says why none was."
-        )
+            "result", "several settings or splits: " + split_note(pairs), "one of them",
+            f"pass result.select(setting={first['setting']!r}, split={first['split']!r}).",
+        )  # fmt: skip
+
+
+def _keys(table: pd.DataFrame, columns: list[str]) -> pd.MultiIndex:
+    return pd.MultiIndex.from_frame(table[columns])
+
+
+def _floor(result: BenchmarkResult, metric: str, level: str) -> pd.Series:
+    """Score the call of every test cell as sensitive, for results without that baseline."""
+    name = {"model": "all_sensitive", "strategy": "baseline", "head": ""}
+    units = result.units[result.units["setting"] != "probe"].drop_duplicates([*CATEGORY, "fold"]).assign(**name)
+    rows = result.table[(result.table["setting"] != "probe") & (result.table["metric"] == metric)]
+    predictions = result.predictions[result.predictions["unit"].isin(units["unit"])].copy()
+    predictions["score"], predictions["pred"] = 1.0, 1
+    called = replace(
+        result, units=units, predictions=predictions, table=rows.drop_duplicates([*CATEGORY, "level"]).assign(**name)
+    )
+    table = called.summary(metrics=metric, level=level, n_resamples=0)
+    return table.set_index(CATEGORY)["value"]
+
+
+def _place_names(table: pd.DataFrame) -> pd.Series:
+    """Name each category, with its column, setting and split only where they are needed to tell it apart."""
+    name = table["category"].where(table["by"] != "", "all cells")
+    pairs = pd.DataFrame({"by": table["by"], "name": name}).drop_duplicates()
+    twice = name.isin(pairs["name"][pairs["name"].duplicated()]) & (table["by"] != "")
+    name = name.where(~twice, table["by"] + ": " + name)
+    if table["setting"].nunique() > 1:
+        name = name + "\n" + table["setting"] + ", by " + table["split"]
+    elif table["split"].nunique() > 1:
+        name = name + "\nby " + table["split"]
+    return name
+
+
+def wrap(name: str, width: int) -> str:
+    """Break a long name into lines, and keep those it has."""
+    return "\n".join(textwrap.fill(line, width, break_long_words=False) for line in name.split("\n"))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from scdrugmap.pl import _axes
 
@@ -31,18 +32,32 @@ def benchmark(
     ----------
     result
         From :func:`scdrugmap.tl.benchmark`.
-    metric, level
-        What to draw.
+    metric
+        A metric of the result.
+    level
+        ``"cell"``, ``"sample"`` or ``"patient"``.
     models
-        Some of the models; by default all.
+        Names or labels (``result.contenders``); by default all but ``all_sensitive``, which is the dashed line.
     ax
         Axes to draw into.
-    show, save
-        Show the figure; save it to a file.
+    show
+        Show the figure.
+    save
+        File to save the figure to; the suffix says the format.
 
     Returns
     -------
-    The axes, or ``None`` with ``show=True``. The dashed line is the value of calling every cell sensitive.
+    matplotlib.axes.Axes or None
+        The axes, or ``None`` with ``show=True``. A bar is the value of ``result.summary()``, the line on it the 95 %
+        interval over samples (or left-out studies), a point the value of one fold; the dashed line is the value of
+        calling every cell sensitive. Baselines are grey. What could not be evaluated says ``n/a`` and why.
+
+    Raises
+    ------
+    UnknownNameError
+        For a metric, level or model that the result does not hold.
+    InputError
+        If ``ax`` is not axes, or the file cannot be written.
 
     Examples
     --------
@@ -52,39 +67,72 @@ def benchmark(
     >>> ax = sd.pl.benchmark(result)
     """
     table = _axes.scores(result, metric, level, models)
-    labels = list(dict.fromkeys(table["label"]))
-    places = list(dict.fromkeys(table["place"]))
-    ax = _axes.new_axes(ax, (max(4.0, 1.2 + 0.42 * len(labels) * len(places)), 3.6))
-    colour = _axes.colours(labels)
-    width = 0.8 / len(labels)
-    folds = result.table[(result.table["metric"] == metric) & (result.table["level"] == level)]
+    labels, places = _axes.in_order(table, "label"), _axes.in_order(table, "place")
+    n_bars = len(labels) * len(places)
+    ax = _axes.new_axes(ax, (float(np.clip(2.6 + 0.2 * n_bars + 0.3 * len(places), 5, 18)), 3.8))
+    look, folds = _axes.styles(result), _axes.fold_values(result, table, metric, level)
+    floor = _axes.floors(table, places)
+    drawn = np.r_[table[["value", "ci_low", "ci_high"]].to_numpy(dtype=float).ravel(), folds["value"]]
+    low, high = _axes.limits(result, metric, drawn, floor)
     for i, label in enumerate(labels):
         rows = table[table["label"] == label].set_index("place").reindex(places)
-        x = np.arange(len(places)) + (i - (len(labels) - 1) / 2) * width
-        value = rows["value"].to_numpy(dtype=float)
-        ax.bar(x, value, width * 0.92, color=colour[label], label=label, alpha=0.85)
-        low, high = (rows[c].to_numpy(dtype=float) for c in ("ci_low", "ci_high"))
-        known = np.isfinite(low) & np.isfinite(value)
-        ax.errorbar(
-            x[known], value[known],
-            yerr=np.clip([value[known] - low[known], high[known] - value[known]], 0, None),
-            fmt="none", ecolor="black", capsize=2, lw=1,
-        )  # fmt: skip
-        for at, place in zip(x, places, strict=True):
-            row = rows.loc[place]
-            mine = folds[(folds["category"] == row["category"]) & (folds["model"] == row["model"])]
-            mine = mine[(mine["strategy"] == row["strategy"]) & (mine["head"] == row["head"])]["value"].dropna()
-            ax.scatter(np.full(len(mine), at), mine, s=7, color="black", alpha=0.5, zorder=3, linewidths=0)
-            if not np.isfinite(row["value"]):
-                ax.annotate("n/a", (at, 0), ha="center", va="bottom", fontsize=7, rotation=90)
-    floor = table.drop_duplicates("place").set_index("place")["floor"].reindex(places).to_numpy(dtype=float)
-    for i, f in enumerate(floor):
-        ax.hlines(
-            f, i - 0.45, i + 0.45, color=_axes.FLOOR, ls="--", lw=1.2, label="call all sensitive" if i == 0 else "_"
-        )
-    ax.set_xticks(range(len(places)), [_axes.place_name(p) for p in places], rotation=30 if len(places) > 3 else 0)
-    ax.set_ylabel(metric)
-    ax.set_title(_axes.split_note(table), fontsize=9)
-    ax.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    ax.spines[["top", "right"]].set_visible(False)
+        _bars(ax, rows, folds[folds["label"] == label], i, len(labels), look[label])
+    for i, place in enumerate(places):
+        ax.hlines(floor[i], i - 0.45, i + 0.45, color=_axes.FLOOR, ls="--", lw=1.3, zorder=4)
+        _missing(ax, i, table[table["place"] == place], len(places))
+    crowded = len(places) > 3 and (len(places) > 6 or max(map(len, places)) > 12)
+    names = [_axes.wrap(p, 22 if crowded else 16) for p in places]
+    ax.set_xticks(range(len(places)), names)
+    if crowded:
+        ax.tick_params(axis="x", labelrotation=35)
+        for text in ax.get_xticklabels():
+            text.set(ha="right", rotation_mode="anchor")
+    ax.set(ylabel=_axes.metric_label(result, metric, level), ylim=(low, high), xlim=(-0.55, len(places) - 0.45))
+    _axes.title(ax, _axes.split_note(table))
+    ax.plot([], [], color=_axes.FLOOR, ls="--", lw=1.3, label=_axes.floor_label(floor, high))
+    unit = "left-out group" if (table["setting"] == "cross").all() else "fold"
+    ax.plot([], [], ".", color="black", ms=4, alpha=0.6, label=f"one {unit}")
+    if table["ci_low"].notna().any():
+        over = "left-out groups" if unit != "fold" else "samples"
+        ax.errorbar([], [], yerr=[], fmt="none", ecolor="black", capsize=2, lw=1, label=f"95 % interval over {over}")
+    handles, names = ax.get_legend_handles_labels()
+    order = sorted(range(len(names)), key=lambda i: names[i] not in labels)
+    ax.legend(
+        [handles[i] for i in order], [names[i] for i in order], fontsize=7, frameon=False, loc="upper left",
+        bbox_to_anchor=(1, 1),
+    )  # fmt: skip
+    _axes.clean(ax)
     return _axes.finish(ax, show=show, save=save)
+
+
+def _bars(ax: Axes, rows: pd.DataFrame, folds: pd.DataFrame, i: int, n: int, look: _axes.Style) -> None:
+    """Draw one contender's bars, folds and intervals; it is the ``i``-th of ``n``."""
+    width = 0.84 / n
+    x = np.arange(len(rows)) + (i - (n - 1) / 2) * width
+    value, low, high = (rows[c].to_numpy(dtype=float) for c in ("value", "ci_low", "ci_high"))
+    ax.bar(
+        x, value, width * 0.9, color=look.colour, hatch=look.hatch, edgecolor="white", lw=0, label=rows["label"].iloc[0]
+    )
+    for at, place in zip(x, rows.index, strict=True):
+        mine = folds["value"][folds["place"] == place].to_numpy(dtype=float)
+        spread = np.linspace(-0.28, 0.28, len(mine)) * width if len(mine) > 1 else 0.0
+        # A light rim keeps the points visible on dark bars.
+        ax.scatter(at + spread, mine, s=9, color="black", alpha=0.65, zorder=3, linewidths=0.4, edgecolors="white")
+    known = np.isfinite(low) & np.isfinite(value)
+    reach = np.clip([value[known] - low[known], high[known] - value[known]], 0, None)
+    ax.errorbar(
+        x[known], value[known], yerr=reach, fmt="none", ecolor="black", capsize=min(3.0, 14 * width), lw=1, zorder=5
+    )
+
+
+def _missing(ax: Any, i: int, rows: pd.DataFrame, n_places: int) -> None:
+    """Say what could not be evaluated: once per category, or per bar."""
+    missing = rows["value"].isna().to_numpy()
+    n = len(rows)
+    if missing.all():
+        text = _axes.wrap(f"n/a: {rows['reason'].iloc[0]}", max(12, 48 // n_places))
+        ax.annotate(text, (i, 0.03), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=7)
+        return
+    for j in np.flatnonzero(missing):
+        at = i + (j - (n - 1) / 2) * 0.84 / n
+        ax.annotate("n/a", (at, 0), ha="center", va="bottom", fontsize=7, rotation=90)

@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scdrugmap._errors import InputError
 from scdrugmap.pl import _axes
-from scdrugmap.pl._curves import folds_of
+from scdrugmap.pl._curves import drawn_note, folds_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from scdrugmap.evaluation import BenchmarkResult
+
+#: Cells in a bin whose share of sensitive ones is not worth a line.
+FEW = 10
 
 
 def calibration(
@@ -31,14 +35,24 @@ def calibration(
     Parameters
     ----------
     result, category, models, ax, show, save
-        As in :func:`scdrugmap.pl.roc`.
+        As in :func:`scdrugmap.pl.roc`; a cell counts once per model and category that tested it.
     n_bins
-        Number of bins; empty ones are left out. The size of a point grows with the cells in its bin.
+        Number of bins; empty ones are left out. The size of a point grows with the share of cells in its bin; bins of
+        fewer than ten cells are pale, and no line leads through them.
 
     Returns
     -------
-    The axes, or ``None`` with ``show=True``. The dashed diagonal is perfect calibration; the dotted line is the
-    share of sensitive cells, which a model that knows nothing should predict.
+    matplotlib.axes.Axes or None
+        The axes, or ``None`` with ``show=True``. The dashed diagonal is perfect calibration; the dotted line is the
+        share of sensitive cells: what a model that knows nothing should predict, and the precision of calling every
+        cell sensitive.
+
+    Raises
+    ------
+    UnknownNameError
+        For a category or model that the result does not hold.
+    InputError
+        If there is nothing to draw, fewer than two bins, or the result holds several settings.
 
     Examples
     --------
@@ -47,22 +61,47 @@ def calibration(
     >>> result = sd.tl.benchmark(adata, models=["pca"], setting="cross", head="logistic", baselines=["majority"], rng=0)
     >>> ax = sd.pl.calibration(result)
     """
-    ax = _axes.new_axes(ax, (4.4, 4.2))
-    for i, (label, folds) in enumerate(folds_of(result, category, models)):
+    if not isinstance(n_bins, int | np.integer) or n_bins < 2:
+        raise InputError("n_bins", n_bins, "an integer of two or more", "the default is 10.")
+    contenders = [(label, folds) for label, folds in folds_of(result, category, models) if folds]
+    ax = _axes.new_axes(ax, (6.0, 4.0))
+    look = _axes.styles(result)
+    share = 0.0
+    for label, folds in contenders:
         y, score = (np.concatenate(part) for part in zip(*folds, strict=True))
-        codes = np.minimum((score * n_bins).astype(int), n_bins - 1)
-        size = np.bincount(codes, minlength=n_bins)
-        full = size > 0
-        predicted = np.bincount(codes, weights=score, minlength=n_bins)[full] / size[full]
-        observed = np.bincount(codes, weights=y, minlength=n_bins)[full] / size[full]
-        colour = _axes.PALETTE[i % len(_axes.PALETTE)]
-        ax.plot(predicted, observed, color=colour, lw=1.3, label=label)
-        ax.scatter(predicted, observed, s=8 + 60 * size[full] / size.max(), color=colour, zorder=3)
-    share = float(result.predictions["y"].mean())
-    ax.plot([0, 1], [0, 1], color=_axes.FLOOR, ls="--", lw=1, label="perfect")
-    ax.axhline(share, color=_axes.FLOOR, ls=":", lw=1, label=f"share of sensitive cells ({share:.2f})")
-    ax.set(xlabel="predicted P(sensitive)", ylabel="share of sensitive cells", xlim=(0, 1), ylim=(0, 1.02))
-    ax.set_title(_axes.split_note(result.units[result.units["setting"] != "probe"]), fontsize=9)
-    ax.legend(fontsize=7, frameon=False)
-    ax.spines[["top", "right"]].set_visible(False)
+        predicted, observed, size = bins(y, score, int(n_bins))
+        style = look[label]
+        solid = size >= FEW
+        ax.plot(predicted[solid], observed[solid], color=style.colour, ls=style.line, lw=1.3)
+        ax.plot([], [], color=style.colour, ls=style.line, marker=style.marker, ms=4, lw=1.3, label=label)
+        ax.scatter(
+            predicted, observed, s=6 + 120 * size / size.sum(), color=style.colour, marker=style.marker, zorder=3,
+            alpha=np.where(solid, 1.0, 0.3),  # type: ignore[arg-type]
+        )  # fmt: skip
+        share = float(y.mean())
+    ax.plot([0, 1], [0, 1], color=_axes.FLOOR, ls="--", lw=1.1, label="perfect")
+    ax.axhline(share, color=_axes.FLOOR, ls=":", lw=1.3, label=f"{_axes.FLOOR_NAME} ({share:.2f})")
+    ax.set(
+        xlabel="predicted P(sensitive)", ylabel="share of sensitive cells", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03),
+        aspect="equal",
+    )  # fmt: skip
+    _axes.title(ax, drawn_note(result, category))
+    ax.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    _axes.clean(ax)
     return _axes.finish(ax, show=show, save=save)
+
+
+def bins(y: np.ndarray, score: np.ndarray, n_bins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return mean score, share of ones and number of cells of each bin that is not empty.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> [v.tolist() for v in bins(np.array([0, 1, 1]), np.array([0.0, 0.5, 1.0]), 2)]
+    [[0.0, 0.75], [0.0, 1.0], [1, 2]]
+    """
+    codes = np.minimum((score * n_bins).astype(int), n_bins - 1)
+    size = np.bincount(codes, minlength=n_bins)
+    full = size > 0
+    sums = (np.bincount(codes, weights=v, minlength=n_bins)[full] / size[full] for v in (score, y))
+    return next(sums), next(sums), size[full]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from scdrugmap._errors import InputError
 from scdrugmap.pl import _axes
 
 if TYPE_CHECKING:
@@ -24,11 +27,13 @@ def critical_difference(
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> Axes | None:
-    """Draw a critical-difference diagram (Demšar 2006) of the models' mean ranks over the categories.
+    """Draw a critical-difference diagram of the models' mean ranks over the categories.
 
     Parameters
     ----------
-    result, metric, level, ax, show, save
+    result
+        With one setting and split (``result.select``), two or more categories and three or more models.
+    metric, level, ax, show, save
         As in :func:`scdrugmap.pl.benchmark`.
     test
         Post hoc test after Friedman's: ``"conover"`` (Holm-corrected) or ``"nemenyi"``.
@@ -37,29 +42,60 @@ def critical_difference(
 
     Returns
     -------
-    The axes, or ``None`` with ``show=True``. Bars join models whose difference is not significant.
+    matplotlib.axes.Axes or None
+        The axes, or ``None`` with ``show=True``. Rank 1 is best. Black bars join models whose difference is not
+        significant; the dashed line is the rank of calling every cell sensitive, where that baseline took part.
 
     Raises
     ------
     InputError
-        If there are too few categories or models to rank.
+        If there are too few categories or models to rank, or several settings.
+    UnknownNameError
+        For a metric or test that is not known.
+
+    References
+    ----------
+    Demsar J (2006). Statistical comparisons of classifiers over multiple data sets. JMLR 7, 1-30.
 
     Examples
     --------
     >>> import scdrugmap as sd
     >>> adata = sd.datasets.simulate(n_studies=4, n_cells=500, n_genes=200, rng=0)
     >>> result = sd.tl.benchmark(
-    ...     adata, models=["pca"], by="study", n_folds=2, head="logistic", baselines=["majority", "hvg"], rng=0
+    ...     adata, models=["pca"], by="study", n_folds=2, head="logistic", baselines=["all_sensitive", "depth"], rng=0
     ... )
     >>> ax = sd.pl.critical_difference(result)
     """
     import scikit_posthocs
 
+    _axes.one_setting(result)
     ranking = result.rank(metric, level=level, test=test)
-    ax = _axes.new_axes(ax, (6.0, 0.9 + 0.28 * len(ranking.mean_ranks)))
+    k = len(ranking.ranks)
+    if ranking.n < 2 or k < 3:
+        raise InputError(
+            "result", f"{ranking.n} categories that hold every model, and {k} models", "two or more, and three or more",
+            "benchmark by= a column with more categories, or add models or baselines.",
+        )  # fmt: skip
+    labels = result.contenders
+    look, models = _axes.styles(result), set(labels["label"][labels["strategy"] != "baseline"])
+    ax = _axes.new_axes(ax, (7.0, 1.2 + 0.16 * k))
+    # Models that tie everywhere have no p-value: they do not differ.
+    pairs = ranking.posthoc.fillna(1.0).to_numpy(copy=True)
+    np.fill_diagonal(pairs, 1.0)
+    posthoc = ranking.posthoc.copy()
+    posthoc[:] = pairs
     scikit_posthocs.critical_difference_diagram(
-        ranking.mean_ranks, ranking.p_values, ax=ax, alpha=alpha, label_fmt_left="{label} ({rank:.1f})  ",
-        label_fmt_right="  {label} ({rank:.1f})",
+        ranking.ranks, posthoc, ax=ax, alpha=alpha, label_fmt_left="{label} ({rank:.1f})  ",
+        label_fmt_right="  {label} ({rank:.1f})", label_props={"fontsize": 8},
+        color_palette={n: look[n].colour if n in models else _axes.GREYS[0] for n in ranking.ranks.index},
+        crossbar_props={"linewidth": 2.5, "color": "black", "marker": ""},
     )  # fmt: skip
-    ax.set_title(f"mean rank by {metric}; Friedman p = {ranking.p_value:.2g}", fontsize=9)
+    floor = labels["label"][labels["model"] == "all_sensitive"]
+    if len(floor):
+        ax.axvline(float(ranking.ranks[floor.iloc[0]]), color=_axes.FLOOR, ls="--", lw=1.2, zorder=0)
+    scores = result.table[result.table["setting"] != "probe"]
+    _axes.title(
+        ax, f"mean rank by {_axes.metric_label(result, metric, level)} over {ranking.n} categories, 1 is best; "
+        f"Friedman p = {ranking.pvalue:.2g}; {ranking.test}, level {alpha:g}; {_axes.split_note(scores)}" + f"; dashed: {_axes.FLOOR_NAME}" * bool(len(floor)),
+    )  # fmt: skip
     return _axes.finish(ax, show=show, save=save)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scdrugmap._errors import InputError
 from scdrugmap.pl import _axes
 
 if TYPE_CHECKING:
@@ -34,7 +35,16 @@ def heatmap(
 
     Returns
     -------
-    The axes, or ``None`` with ``show=True``.
+    matplotlib.axes.Axes or None
+        The axes, or ``None`` with ``show=True``. The last row is the value of calling every cell sensitive; values in
+        brackets are not better than that, the best of a column is bold.
+
+    Raises
+    ------
+    UnknownNameError
+        For a metric, level or model that the result does not hold.
+    InputError
+        If no value is defined, ``ax`` is not axes, or the file cannot be written.
 
     Examples
     --------
@@ -44,21 +54,46 @@ def heatmap(
     >>> ax = sd.pl.heatmap(result)
     """
     table = _axes.scores(result, metric, level, models, n_resamples=0)
-    labels, places = list(dict.fromkeys(table["label"])), list(dict.fromkeys(table["place"]))
-    wide = table.pivot_table(index="label", columns="place", values="value", aggfunc="first", dropna=False)
-    wide = wide.reindex(index=labels, columns=places)
-    floor = table.drop_duplicates("place").set_index("place")["floor"].reindex(places)
-    values = np.vstack([wide.to_numpy(dtype=float), floor.to_numpy(dtype=float)])
-    rows = [*labels, "call all sensitive"]
-    ax = _axes.new_axes(ax, (2.6 + 0.8 * len(places), 1.2 + 0.34 * len(rows)))
-    image = ax.imshow(values, cmap="viridis", aspect="auto", vmin=min(0.0, float(np.nanmin(values, initial=0))), vmax=1)
+    labels, places = _axes.in_order(table, "label"), _axes.in_order(table, "place")
+    wide = table.set_index(["label", "place"])["value"].unstack()[places].loc[labels].to_numpy(dtype=float)
+    if not np.isfinite(wide).any():
+        raise InputError("result", f"no value of {metric!r}", "one or more", "result.table['reason'] says why.")
+    floor = _axes.floors(table, places)
+    values = np.vstack([wide, floor])
+    rows = [*labels, _axes.FLOOR_NAME]
+    ax = _axes.new_axes(ax, (3.2 + 0.75 * len(places), 1.5 + 0.3 * len(rows)))
+    higher = result._metric(metric).higher_is_better
+    low, high = _axes.limits(result, metric, wide.ravel(), floor)
+    image = ax.imshow(
+        np.ma.masked_invalid(values), cmap="cividis" if higher else "cividis_r", aspect="auto", vmin=low,
+        vmax=1 if high == 1.02 else high,
+    )  # fmt: skip
+    ax.set_facecolor("#eeeeee")
+    signed = wide if higher else -wide
+    best = signed == np.max(signed, axis=0, where=np.isfinite(signed), initial=-np.inf)
+    beaten = ~(signed > (floor if higher else -floor)) & np.isfinite(wide) & np.isfinite(floor)
     for (i, j), value in np.ndenumerate(values):
-        text = "n/a" if np.isnan(value) else f"{value:.2f}"
-        dark = np.isnan(value) or value > 0.6
-        ax.text(j, i, text, ha="center", va="center", fontsize=8, color="black" if dark else "white")
-    ax.axhline(len(labels) - 0.5, color="white", lw=2)
-    ax.set_xticks(range(len(places)), [_axes.place_name(p) for p in places], rotation=30 if len(places) > 3 else 0)
+        model = i < len(labels)
+        text = "n/a" if np.isnan(value) else f"({value:.2f})" if model and beaten[i, j] else f"{value:.2f}"
+        ax.text(
+            j, i, text, ha="center", va="center", fontsize=8, weight="bold" if model and best[i, j] else "normal",
+            color=_readable(image.to_rgba(value)) if np.isfinite(value) else "black",
+        )  # fmt: skip
+    ax.axhline(len(labels) - 0.5, color="white", lw=3)
+    long = max(len(line) for p in places for line in p.split("\n")) > 9
+    ax.set_xticks(range(len(places)), [_axes.wrap(p, 18) for p in places], fontsize=8)
+    if long:
+        ax.tick_params(axis="x", labelrotation=35)
+        for label in ax.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
     ax.set_yticks(range(len(rows)), rows)
-    ax.set_title(_axes.split_note(table), fontsize=9)
-    ax.figure.colorbar(image, ax=ax, label=metric)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    _axes.title(ax, f"{_axes.split_note(table)}; ( ) not better than calling all sensitive")
+    ax.figure.colorbar(image, ax=ax, label=_axes.metric_label(result, metric, level), shrink=0.9)
     return _axes.finish(ax, show=show, save=save)
+
+
+def _readable(colour: Any) -> str:
+    """Black on light colours, white on dark ones."""
+    return "black" if float(np.dot(colour[:3], [0.299, 0.587, 0.114])) > 0.5 else "white"

@@ -3,67 +3,159 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
-from scdrugmap._errors import MissingKeyError
+from scdrugmap._errors import InputError, MissingKeyError
 from scdrugmap.pl import _axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+#: Columns in the order of the figure, with their headings.
+HEADINGS = {
+    "architecture": "architecture",
+    "year": "year",
+    "n_parameters": "parameters",
+    "dim": "output dimensions",
+    "tokens_per_cell": "tokens per cell",
+    "cells_per_second": "embedding\n(cells per second)",
+    "training_cells_per_second": "training\n(cells per second)",
+    "peak_memory_gb": "peak memory (GB)",
+}
+TEXT = ("year",)
+#: What the line of the baseline is drawn for.
+COSTS = ("cells_per_second", "training_cells_per_second", "peak_memory_gb")
+
 
 def profile(
     table: pd.DataFrame,
     *,
-    columns: tuple[str, ...] = ("n_parameters", "dim", "cells_per_second", "peak_memory_gb"),
+    columns: str | Sequence[str] | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:
-    """Draw parameters, width, speed and memory of models as bars on logarithmic axes.
+    """Draw a table of models: what they are, parameters, width, speed and memory, numbers on logarithmic axes.
 
     Parameters
     ----------
     table
-        One row per model (index: name), with the columns to draw; speeds are cells per second: higher is better.
+        From :func:`scdrugmap.tl.profile`, or any table with one row per model and its name as index. Speeds are cells
+        per second: higher is better.
     columns
-        Columns to draw, one panel each.
-    show, save
-        Show the figure; save it to a file.
+        Columns to draw, one panel each; by default all known ones that the table holds.
+    show
+        Show the figure.
+    save
+        File to save the figure to.
 
     Returns
     -------
-    One axes per panel, or ``None`` with ``show=True``.
+    list of matplotlib.axes.Axes or None
+        One axes per panel, or ``None`` with ``show=True``. The dashed line is the ``pca`` baseline, where it is in the
+        table: what a model's speed and memory are to be held against.
 
     Raises
     ------
     MissingKeyError
         If a column is not there.
+    InputError
+        For an empty table, or a file that cannot be written.
 
     Examples
     --------
     >>> import scdrugmap as sd
-    >>> axes = sd.pl.profile(sd.models.list().set_index("name"), columns=("n_parameters", "dim"))
+    >>> axes = sd.pl.profile(sd.models.list().set_index("name"), columns=["year", "n_parameters", "dim"])
     """
     import matplotlib.pyplot as plt
 
+    if columns is None:
+        columns = [c for c in HEADINGS if c in table]
+    columns = [columns] if isinstance(columns, str) else list(columns)
     for column in columns:
         if column not in table:
             raise MissingKeyError("columns", column, f"columns of the table ({', '.join(table)})", "choose among them.")
+    if table.empty or not columns:
+        raise InputError("table", "nothing to draw", "one model and one column", "pass the table of sd.tl.profile.")
+    words = [c in TEXT or not pd.api.types.is_numeric_dtype(table[c]) for c in columns]
+    widths = [_width(table[c]) if w else 2.0 for c, w in zip(columns, words, strict=True)]
     _, axes = plt.subplots(
-        1, len(columns), figsize=(3.2 * len(columns), 1 + 0.3 * len(table)), layout="constrained", sharey=True, squeeze=False
+        1, len(columns), figsize=(1.4 + sum(widths), 1.1 + 0.27 * len(table)), layout="constrained", sharey=True,
+        squeeze=False, width_ratios=widths,
     )  # fmt: skip
     panels: list[Any] = list(axes[0])
-    for i, (ax, column) in enumerate(zip(panels, columns, strict=True)):
-        values = pd.to_numeric(table[column], errors="coerce").astype(float)
-        ax.barh(table.index.astype(str), values, color=_axes.PALETTE[i % len(_axes.PALETTE)])
-        for j, value in enumerate(values):
-            ax.annotate("n/a" if pd.isna(value) else f"{value:,.3g}", (0 if pd.isna(value) else value, j), fontsize=7,
-                        xytext=(2, 0), textcoords="offset points", va="center")  # fmt: skip
-        ax.set_xscale("log")
-        ax.margins(x=0.25)
-        ax.set_title(column.replace("_", " "), fontsize=9)
-        ax.spines[["top", "right"]].set_visible(False)
-    panels[0].invert_yaxis()
+    for ax, column, word in zip(panels, columns, words, strict=True):
+        _words(ax, table[column]) if word else _numbers(ax, table[column])
+        ax.set_title(HEADINGS.get(column, column.replace("_", " ")), fontsize=9, loc="left" if word else "center")
+    panels[0].set_yticks(range(len(table)), table.index.astype(str), fontsize=8)
+    panels[0].set_ylim(len(table) - 0.4, -0.6)
+    if "device" in table:
+        devices = ", ".join(map(str, pd.unique(table["device"])))
+        panels[-1].annotate(
+            f"measured on {devices}", (1, 0), xycoords="axes fraction", xytext=(0, -24), textcoords="offset points",
+            ha="right", va="top", fontsize=7, color="#444444",
+        )  # fmt: skip
     return _axes.finish(panels, show=show, save=save)
+
+
+def _width(column: pd.Series) -> float:
+    return float(np.clip(0.1 + 0.058 * column.astype(str).str.len().max(), 0.5, 5))
+
+
+def _words(ax: Axes, column: pd.Series) -> None:
+    for i, value in enumerate(column):
+        ax.annotate("" if pd.isna(value) else str(value), (0, i), va="center", fontsize=7.5)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    ax.set_xticks([])
+    ax.set_xlim(0, 1)
+
+
+def _numbers(ax: Axes, column: pd.Series) -> None:
+    values = pd.to_numeric(column, errors="coerce").astype(float).to_numpy()
+    positive = values[values > 0]
+    low, high = (positive.min(), positive.max()) if len(positive) else (1.0, 10.0)
+    # A logarithmic axis has no zero: points on lines, not bars, whose length would say nothing.
+    ax.set_xscale("log")
+    ax.set_xlim(low / 2.5, high * (high / low) ** 0.4 * 4)
+    at = np.arange(len(values))
+    shown = values > 0
+    ax.hlines(at, low / 2.5, np.where(shown, values, low / 2.5), color="#bbbbbb", lw=1)
+    ax.scatter(values[shown], at[shown], s=26, color=_axes.PALETTE[0], zorder=3)
+    for j, value in enumerate(values):
+        text = "n/a" if np.isnan(value) else _short(value)
+        ax.annotate(
+            text,
+            (value if value > 0 else low / 2.5, j),
+            fontsize=7,
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+        )
+    base = (
+        []
+        if column.name not in COSTS
+        else [v for name, v in zip(column.index.astype(str), values, strict=True) if name.lower() == "pca"]
+    )
+    if base and base[0] > 0:
+        ax.axvline(base[0], color=_axes.FLOOR, ls="--", lw=1, zorder=0)
+    ax.tick_params(axis="x", labelsize=7)
+    ax.xaxis.set_minor_locator(_no_ticks())
+    _axes.clean(ax)
+
+
+def _no_ticks() -> Any:
+    from matplotlib.ticker import NullLocator
+
+    return NullLocator()
+
+
+def _short(value: float) -> str:
+    """Three digits, with M and G for millions and billions."""
+    for size, letter in ((1e9, "G"), (1e6, "M")):
+        if value >= size:
+            return f"{value / size:.3g} {letter}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scdrugmap._errors import InputError
+from scdrugmap._errors import InputError, UnknownNameError
 from scdrugmap.pl import _axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from scdrugmap.evaluation import BenchmarkResult
+
+KINDS = ("radar", "bar")
 
 
 def radar(
@@ -40,12 +42,16 @@ def radar(
 
     Returns
     -------
-    The axes, or ``None`` with ``show=True``. The dashed line is the value of calling every cell sensitive.
+    matplotlib.axes.Axes or None
+        The axes, or ``None`` with ``show=True``. The dashed line is the value of calling every cell sensitive; a
+        missing value leaves a gap.
 
     Raises
     ------
+    UnknownNameError
+        For a kind, metric, level or model that is not known.
     InputError
-        For another kind, or too few categories for a radar.
+        For too few categories for a radar, axes that are not polar, or a file that cannot be written.
 
     Examples
     --------
@@ -54,34 +60,72 @@ def radar(
     >>> result = sd.tl.benchmark(adata, models=["pca"], setting="cross", head="logistic", baselines=["majority"], rng=0)
     >>> ax = sd.pl.radar(result, kind="bar")
     """
-    if kind not in ("radar", "bar"):
-        raise InputError("kind", kind, "'radar' or 'bar'", "use kind='radar'.")
+    if kind not in KINDS:
+        raise UnknownNameError("kind", kind, KINDS)
     table = _axes.scores(result, metric, level, models, n_resamples=0)
-    labels, places = list(dict.fromkeys(table["label"])), list(dict.fromkeys(table["place"]))
+    labels, places = _axes.in_order(table, "label"), _axes.in_order(table, "place")
     if kind == "radar" and len(places) < 3:
         raise InputError("kind", f"'radar' with {len(places)} categories", "three or more", "use kind='bar'.")
-    ax = _axes.new_axes(ax, (6.2, 4.6), subplot_kw={"projection": "polar"})
-    angle = np.linspace(0, 2 * np.pi, len(places), endpoint=False)
-    around = np.r_[angle, angle[:1]]
-    colour = _axes.colours(labels)
-    width = 2 * np.pi / len(places) * 0.85 / len(labels)
+    if ax is not None and getattr(ax, "name", "") != "polar":
+        raise InputError(
+            "ax", type(ax).__name__, "polar axes", "plt.subplots(subplot_kw={'projection': 'polar'}) makes them."
+        )
+    axes: Any = _axes.new_axes(ax, (6.6, 4.6), subplot_kw={"projection": "polar"})
+    look, floor = _axes.styles(result), _axes.floors(table, places)
+    step = 2 * np.pi / len(places)
+    angle = np.arange(len(places)) * step
+    axes.set_theta_zero_location("N")
+    axes.set_theta_direction(-1)
     for i, label in enumerate(labels):
         value = table[table["label"] == label].set_index("place")["value"].reindex(places).to_numpy(dtype=float)
+        style = look[label]
         if kind == "radar":
-            ax.plot(around, np.r_[value, value[:1]], color=colour[label], label=label, marker="o", ms=3, lw=1.4)
+            axes.plot(
+                np.r_[angle, angle[0]], np.r_[value, value[0]], color=style.colour, ls=style.line, marker=style.marker,
+                ms=3.5, lw=1.5, label=label,
+            )  # fmt: skip
         else:
-            ax.bar(angle + (i - (len(labels) - 1) / 2) * width, value, width, color=colour[label], label=label)
-    floor = table.drop_duplicates("place").set_index("place")["floor"].reindex(places).to_numpy(dtype=float)
-    if kind == "radar":
-        ax.plot(around, np.r_[floor, floor[:1]], color=_axes.FLOOR, ls="--", lw=1.2, label="call all sensitive")
+            width = step * 0.86 / len(labels)
+            axes.bar(
+                angle + (i - (len(labels) - 1) / 2) * width, value, width, color=style.colour, hatch=style.hatch,
+                edgecolor="white", lw=0.3, label=label,
+            )  # fmt: skip
+    low, high = _axes.limits(result, metric, table["value"].to_numpy(dtype=float), floor)
+    _floor(axes, angle, floor, step, kind, _axes.floor_label(floor, high))
+    axes.set_ylim(low, high)
+    _labels(axes, places, angle, table)
+    axes.tick_params(axis="y", labelsize=7)
+    for text in axes.get_yticklabels():
+        text.set(zorder=6, bbox={"facecolor": "white", "alpha": 0.75, "lw": 0, "pad": 0.6})
+    axes.set_rlabel_position(float(np.degrees(step / 2)))
+    axes.grid(color="#d9d9d9", lw=0.6)
+    axes.set_axisbelow(True)
+    _axes.title(axes, f"{_axes.metric_label(result, metric, level)}: {_axes.split_note(table)}")
+    if ax is None:
+        # Beside the axes, and beside the names around them.
+        handles, names = axes.get_legend_handles_labels()
+        axes.figure.legend(handles, names, fontsize=7, frameon=False, loc="outside right upper")
     else:
-        for a, f in zip(angle, floor, strict=True):
-            arc = np.linspace(a - 0.45 * 2 * np.pi / len(places), a + 0.45 * 2 * np.pi / len(places), 50)
-            ax.plot(
-                arc, np.full(50, f), color=_axes.FLOOR, ls="--", lw=1.2, label="call all sensitive" if a == 0 else None
-            )
-    ax.set_xticks(angle, [_axes.place_name(p) for p in places], fontsize=8)
-    ax.set_ylim(min(0.0, float(np.nanmin(table["value"].to_numpy(dtype=float), initial=0))), 1)
-    ax.set_title(f"{metric}: {_axes.split_note(table)}", fontsize=9)
-    ax.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.08, 1))
-    return _axes.finish(ax, show=show, save=save)
+        axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.3, 1))
+    return _axes.finish(axes, show=show, save=save)
+
+
+def _labels(axes: Any, places: list[str], angle: np.ndarray, table: Any) -> None:
+    """Write the categories around the circle, on the outer side of it."""
+    gone = table.groupby("place")["value"].apply(lambda v: bool(v.isna().all()))
+    names = [_axes.wrap(p + (" (n/a)" if gone[p] else ""), 14) for p in places]
+    axes.set_xticks(angle, names, fontsize=8)
+    for text, a in zip(axes.get_xticklabels(), angle, strict=True):
+        side = np.sin(a)
+        text.set_horizontalalignment("center" if abs(side) < 0.1 else "left" if side > 0 else "right")
+
+
+def _floor(axes: Any, angle: np.ndarray, floor: np.ndarray, step: float, kind: str, label: str) -> None:
+    look: dict[str, Any] = {"color": _axes.FLOOR, "ls": "--", "lw": 1.4, "zorder": 5}
+    if kind == "radar":
+        axes.plot(np.r_[angle, angle[0]], np.r_[floor, floor[0]], label=label, **look)
+        return
+    for i, (a, f) in enumerate(zip(angle, floor, strict=True)):
+        half = (0.46 if len(angle) > 1 else 0.5) * step
+        arc = np.linspace(a - half, a + half, 60)
+        axes.plot(arc, np.full(len(arc), f), label=label if i == 0 else "_", **look)

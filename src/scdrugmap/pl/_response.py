@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from scdrugmap import _anndata
-from scdrugmap._errors import MissingKeyError
-from scdrugmap._keys import KEYS, RESISTANT
+from scdrugmap._errors import InputError, MissingKeyError, ScDrugMapWarning
+from scdrugmap._keys import KEYS, RESISTANT, SENSITIVE
 from scdrugmap.pl import _axes
 
 if TYPE_CHECKING:
@@ -18,18 +19,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from mudata import MuData
 
+MARKERS = "o^sDvPX<>*"
+
 
 def response(
     adata: AnnData | MuData,
     *,
     basis: str = "X_umap",
-    color: list[str] | None = None,
+    color: str | list[str] | None = None,
     mod: str = "rna",
     size: float | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:
-    """Draw cells in two dimensions, one panel per column of ``obs``.
+    """Draw cells in two dimensions, one panel per column of ``obs``: where they come from, and how they respond.
 
     Parameters
     ----------
@@ -43,17 +46,28 @@ def response(
         Modality of a MuData.
     size
         Of a point; by default by the number of cells.
-    show, save
-        Show the figure; save it to a file.
+    show
+        Show the figure.
+    save
+        File to save the figure to.
 
     Returns
     -------
-    One axes per panel, or ``None`` with ``show=True``.
+    list of matplotlib.axes.Axes or None
+        One axes per panel, or ``None`` with ``show=True``. Cells lie in random order, so that no class hides another;
+        those without a value are grey. Beyond eight classes, the shape of a point tells those of one colour apart.
 
     Raises
     ------
     MissingKeyError
         If the map or a column is not there.
+    InputError
+        If the map is not two-dimensional, or the file cannot be written.
+
+    Notes
+    -----
+    A map is an impression, not an evaluation: cells of one sample lie together whatever their response.
+    :func:`scdrugmap.tl.benchmark` says how much a representation knows.
 
     Examples
     --------
@@ -69,40 +83,62 @@ def response(
     if key not in cells.obsm:
         known = ", ".join(cells.obsm) or "none"
         raise MissingKeyError("basis", basis, f"a key of obsm ({known})", "run sc.pp.neighbors and sc.tl.umap first.")
-    if color is None:
-        wanted = [
-            next((c for c in (KEYS.cancer_type, KEYS.study) if c in cells.obs and cells.obs[c].nunique() > 1), None)
-        ]
-        wanted += [KEYS.response, KEYS.response + KEYS.pred, KEYS.response + KEYS.score]
-        color = [c for c in wanted if c is not None and c in cells.obs]
-    columns = [_anndata.obs_column(cells, c, "color") for c in color]
+    if cells.n_obs == 0 or cells.obsm[key].ndim != 2 or cells.obsm[key].shape[1] < 2:
+        raise InputError("basis", f"{key} of shape {cells.obsm[key].shape}", "cells x 2", "pass basis='umap'.")
+    if size is not None and not size > 0:
+        raise InputError("size", size, "a number above 0", "leave it out.")
+    names = _default_columns(cells) if color is None else [color] if isinstance(color, str) else list(color)
+    columns = [_anndata.obs_column(cells, c, "color") for c in names]
     if not columns:
         raise MissingKeyError("color", None, "columns of obs", "pass color=['response'] or another column.")
     points = np.asarray(cells.obsm[key])[:, :2]
-    _, axes = plt.subplots(1, len(columns), figsize=(4.2 * len(columns), 3.4), layout="constrained", squeeze=False)
+    _, axes = plt.subplots(1, len(columns), figsize=(4.6 * len(columns), 3.4), layout="constrained", squeeze=False)
     panels: list[Any] = list(axes[0])
-    area = size or float(np.clip(60_000 / len(points), 1, 30))
-    for ax, name, values in zip(panels, color, columns, strict=True):
-        _draw(ax, points, values, area)
-        ax.set(title=name.replace("_", " "), xticks=[], yticks=[], xlabel=f"{key} 1", ylabel=f"{key} 2")
+    area = size or float(np.clip(40_000 / len(points), 1, 24))
+    for ax, name, values in zip(panels, names, columns, strict=True):
+        _draw(ax, points, values, area, is_score=name.endswith(KEYS.score))
+        axis = key.removeprefix("X_")
+        ax.set(title=name.replace("_", " "), xticks=[], yticks=[], xlabel=f"{axis} 1", ylabel=f"{axis} 2")
     return _axes.finish(panels, show=show, save=save)
 
 
-def _draw(ax: Any, points: np.ndarray, values: pd.Series, area: float) -> None:
+def _default_columns(cells: AnnData) -> list[str]:
+    """Where the cells come from, how they respond, and what was predicted."""
+    origin = [c for c in (KEYS.cancer_type, KEYS.study) if c in cells.obs and cells.obs[c].nunique() > 1][:1]
+    wanted = [*origin, KEYS.response, KEYS.response + KEYS.pred, KEYS.response + KEYS.score]
+    return [c for c in wanted if c in cells.obs]
+
+
+def _draw(ax: Any, points: np.ndarray, values: pd.Series, area: float, *, is_score: bool) -> None:
+    off_map = np.isnan(points).any(axis=1)
     missing = values.isna().to_numpy()
-    ax.scatter(*points[missing].T, s=area, color="#dddddd", linewidths=0)
-    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
-        shown = ax.scatter(
-            *points[~missing].T, s=area, c=values[~missing].astype(float), cmap="RdBu", vmin=0, vmax=1, linewidths=0
-        )
-        ax.figure.colorbar(shown, ax=ax, label="P(sensitive)")
-        return
-    text = values.astype(str)
-    names = list(dict.fromkeys(text[~missing]))
-    colour = _axes.colours(sorted(names)) | {RESISTANT: _axes.RESISTANT, "sensitive": _axes.SENSITIVE}
+    ax.scatter(*points[missing & ~off_map].T, s=area, color="#d9d9d9", linewidths=0)
     # Drawn in random but fixed order, so that no class lies on top of the others.
-    order = np.random.default_rng(0).permutation(np.flatnonzero(~missing))
-    ax.scatter(*points[order].T, s=area, c=[colour[n] for n in text.iloc[order]], linewidths=0)
-    for name in sorted(names):
-        ax.scatter([], [], color=colour[name], label=name, s=20)
-    ax.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    order = np.random.default_rng(0).permutation(np.flatnonzero(~missing & ~off_map))
+    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
+        scale: dict[str, Any] = {"cmap": "coolwarm_r", "vmin": 0, "vmax": 1} if is_score else {"cmap": "viridis"}
+        shown = ax.scatter(*points[order].T, s=area, c=values.iloc[order].astype(float), linewidths=0, **scale)
+        ax.figure.colorbar(shown, ax=ax, label="P(sensitive)" if is_score else None)
+        return
+    text = values.astype(str).to_numpy()
+    names = sorted(set(text[order]))
+    if len(names) > len(_axes.PALETTE) * len(MARKERS):
+        warnings.warn(f"{len(names)} classes in {values.name!r}: some look alike", ScDrugMapWarning, stacklevel=3)
+    turns = [divmod(i, len(_axes.PALETTE)) for i in range(len(names))]
+    look = {n: (_axes.PALETTE[i], MARKERS[t % len(MARKERS)]) for n, (t, i) in zip(names, turns, strict=True)}
+    look |= {RESISTANT: (_axes.RESISTANT, "o"), SENSITIVE: (_axes.SENSITIVE, "o")}
+    for marker in dict.fromkeys(m for _, m in look.values()):
+        part = [i for i in order if look[text[i]][1] == marker]
+        ax.scatter(*points[part].T, s=area, c=[look[text[i]][0] for i in part], marker=marker, linewidths=0)
+    for name in names:
+        ax.scatter([], [], color=look[name][0], marker=look[name][1], label=_axes.wrap(name, 24), s=22)
+    if missing.any():
+        ax.scatter([], [], color="#d9d9d9", label="unknown", s=22)
+    ax.legend(
+        fontsize=7,
+        frameon=False,
+        loc="upper left",
+        bbox_to_anchor=(1, 1),
+        ncols=1 + len(names) // 18,
+        handletextpad=0.2,
+    )

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scdrugmap import _anndata
-from scdrugmap._errors import CheckpointError, InputError, InputTypeError, MissingKeyError, ScDrugMapWarning
+from scdrugmap._errors import CheckpointError, InputError, InputTypeError
 from scdrugmap._keys import KEYS
-
-#: Share of the training genes below which a query is likely not what the predictor was made for.
-LOW_COVERAGE = 0.5
+from scdrugmap.response.origin import Part, check_coverage, comparable, origin_of, read_obsm, same_origin
 
 
 @dataclass(frozen=True)
@@ -52,16 +49,6 @@ class Representation(ABC):
     @abstractmethod
     def label(self) -> str:
         """Name for people."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One ``obsm`` entry: its modality (``None`` for the main one), key, width and where it came from."""
-
-    mod: str | None
-    key: str
-    dim: int = 0
-    origin: dict[str, Any] = field(default_factory=dict)
 
 
 class ObsmRepresentation(Representation):
@@ -103,7 +90,7 @@ class ObsmRepresentation(Representation):
         parts = []
         for part in wanted:
             adata = _anndata.resolve(data, mod=part.mod or mod)
-            parts.append(replace(part, dim=_obsm(adata, part.key).shape[1], origin=_origin(adata, part.key)))
+            parts.append(replace(part, dim=read_obsm(adata, part.key).shape[1], origin=origin_of(adata, part.key)))
         opened = cls(parts)
         opened._trained_on = weakref.ref(data)
         return opened
@@ -125,7 +112,7 @@ class ObsmRepresentation(Representation):
         columns = []
         for part in self.parts:
             adata = _anndata.resolve(data, mod=part.mod or mod)
-            values = _obsm(adata, part.key)
+            values = read_obsm(adata, part.key)
             if values.shape[1] != part.dim:
                 raise InputError(
                     f"adata.obsm[{part.key!r}]",
@@ -134,7 +121,7 @@ class ObsmRepresentation(Representation):
                     "embed the query with the model and the options of the training data.",
                 )
             own = self._trained_on is not None and self._trained_on() is data
-            _same_origin(part, _origin(adata, part.key), own)
+            same_origin(part, origin_of(adata, part.key), own)
             if adata is not main:
                 at = adata.obs_names.get_indexer(main.obs_names)
                 values = np.where((at >= 0)[:, None], values[at], np.float32(np.nan))
@@ -249,13 +236,13 @@ class NetworkRepresentation(Representation):
             return None
         origin, params = record.get(KEYS.provenance, {}), record.get("params", {})
         same = (
-            _text(origin.get("checkpoint_sha256", {})) == _text(self.digests)
-            and _text(origin.get("options", {})) == _text(self.options)
-            and _text(origin.get("recipe")) == _text(self.recipe)
-            and _text(params.get("layer")) == _text(layer)
-            and _text(params.get("groups")) == _text(self.groups)
+            comparable(origin.get("checkpoint_sha256", {})) == comparable(self.digests)
+            and comparable(origin.get("options", {})) == comparable(self.options)
+            and comparable(origin.get("recipe")) == comparable(self.recipe)
+            and comparable(params.get("layer")) == comparable(layer)
+            and comparable(params.get("groups")) == comparable(self.groups)
         )
-        return _obsm(adata, KEYS.embedding(key)) if same else None
+        return read_obsm(adata, KEYS.embedding(key)) if same else None
 
     def _embed(self, adata: Any, engine: Engine) -> np.ndarray:
         """Run the network over all cells."""
@@ -358,109 +345,6 @@ class FittedRepresentation(Representation):
         options = {**meta["options"], **({"recipe": meta["recipe"]} if meta["recipe"] else {})}
         model: Any = registry.get(meta["name"])
         return cls(model.from_state(arrays, **options), layer=meta["layer"])
-
-
-def check_coverage(known: Sequence[str], found: Any, what: str) -> None:
-    """Refuse a query that has none of the training genes, and warn when it lacks many.
-
-    Parameters
-    ----------
-    known
-        Genes that the predictor was trained on; nothing is checked where there are none.
-    found
-        Genes of the query, as the model writes them.
-    what
-        Name of the representation for the message.
-
-    Raises
-    ------
-    InputError
-        If no training gene is there.
-    """
-    if not len(known):
-        return
-    share = len(set(known) & {str(g) for g in found}) / len(known)
-    if share == 0:
-        raise InputError(
-            "adata.var",
-            f"none of the {len(known)} genes that the predictor ({what}) was trained on",
-            f"genes like {', '.join(known[:3])}",
-            "call sd.pp.harmonize_genes(adata), or check species and identifiers.",
-        )
-    if share < LOW_COVERAGE:
-        warnings.warn(
-            f"the query has {share:.0%} of the {len(known)} genes that the predictor ({what}) was trained on; "
-            "absent genes count as not expressed.",
-            ScDrugMapWarning,
-            stacklevel=4,
-        )
-
-
-def _obsm(adata: Any, key: str) -> np.ndarray:
-    """Return an entry of ``obsm`` as dense float32."""
-    if key not in adata.obsm:
-        known = ", ".join(map(repr, adata.obsm)) or "none"
-        raise MissingKeyError("use_rep", repr(key), f"a key of obsm ({known})", "call sd.tl.embed first.")
-    values = adata.obsm[key]
-    values = values.to_numpy() if hasattr(values, "to_numpy") else values
-    values = values.toarray() if hasattr(values, "toarray") else np.asarray(values)
-    if values.ndim != 2 or values.dtype.kind not in "fiub":
-        raise InputError(f"adata.obsm[{key!r}]", f"shape {values.shape}, {values.dtype}", "numbers", "embed again.")
-    return np.array(values, dtype=np.float32)
-
-
-def _origin(adata: Any, key: str) -> dict[str, Any]:
-    """Return where an embedding came from, as far as its record says."""
-    record = adata.uns.get(key.removeprefix("X_"))
-    if not isinstance(record, Mapping) or KEYS.provenance not in record:
-        return {}
-    origin, params = record[KEYS.provenance], record.get("params", {})
-    out = {name: _plain(origin[name]) for name in ("model", "checkpoint_sha256", "options", "recipe") if name in origin}
-    if "fitted_on" in origin:
-        out["fitted_on"] = str(origin["fitted_on"])
-        out["options"] = {k: _plain(v) for k, v in params.items() if k not in ("groups", "layer", "checkpoint")}
-    return out
-
-
-def _same_origin(part: Part, found: dict[str, Any], own: bool) -> None:
-    """Refuse an embedding of another model, checkpoint or option; without a record there is nothing to compare."""
-    if not part.origin or not found:
-        return
-    for name in ("model", "checkpoint_sha256", "options", "recipe"):
-        if _text(part.origin.get(name)) != _text(found.get(name)):
-            raise InputError(
-                f"adata.obsm[{part.key!r}]",
-                f"an embedding with {name} {found.get(name)}",
-                f"{name} {part.origin.get(name)}, as in training",
-                f"embed the query with {part.origin.get('model', 'the model of the training data')}.",
-            )
-    if "fitted_on" in part.origin and not own:
-        warnings.warn(
-            f"{part.key} is a baseline that was fitted on the cells of its own object: training and query are on the "
-            f"same axes only if both came from one call. sd.tl.train(adata, model={part.origin.get('model')!r}) fits "
-            "it on the training cells and applies it to the query.",
-            ScDrugMapWarning,
-            stacklevel=5,
-        )
-
-
-def _plain(value: Any) -> Any:
-    """Turn what an h5ad file returns into what JSON holds."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, np.generic):
-        return value.item()
-    return value.tolist() if isinstance(value, np.ndarray) else value
-
-
-def _text(value: Any) -> Any:
-    """A form in which values compare equal before and after a file: ``None`` and empty are one."""
-    if isinstance(value, Mapping):
-        return {str(k): _text(v) for k, v in sorted(value.items())}
-    value = _plain(value)
-    if value is None or value == {}:
-        return ""
-    return str(tuple(value)) if isinstance(value, list) else str(value)
 
 
 def as_checkpoint_text(checkpoint: str | Path | None) -> str | None:

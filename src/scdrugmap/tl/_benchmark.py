@@ -128,7 +128,8 @@ def benchmark(
     layer
         Layer of the raw counts; ``X`` if ``None``.
     embed_options
-        Per model name, arguments of :func:`scdrugmap.tl.embed` (``checkpoint``, ``recipe`` ...).
+        Per model name, arguments of :func:`scdrugmap.tl.embed` (``checkpoint``, ``recipe`` ...), and of the fitted
+        baselines (``{"scvi": {"max_epochs": 100}}``).
     lora_options
         As in :func:`scdrugmap.tl.train`, for ``strategy="lora"``.
     store
@@ -188,7 +189,7 @@ def benchmark(
     partitions = make_partitions(cells, pairs, columns, n_folds=n_folds, test_size=test_size, seed=seed)
     heads = [Head(h, dict(head_options or {})) for h in (head if isinstance(head, list | tuple) else [head])]
     _check_heads(heads)
-    trivial, counts, probe = inputs.baseline_contenders(args["baselines"], data, layer)
+    trivial, counts, probe = inputs.baseline_contenders(args["baselines"], data, layer, embed_options)
     asked = Asked(
         data, heads, _strategies(strategy), layer, embed_options or {}, lora_options or {}, label_key, sample_key,
         seed, store,

@@ -12,7 +12,7 @@ import numpy as np
 
 from scdrugmap import _anndata
 from scdrugmap._errors import InputError, InputTypeError, UnknownNameError
-from scdrugmap._keys import KEYS
+from scdrugmap._keys import KEYS, SENSITIVE
 from scdrugmap.evaluation import inputs
 from scdrugmap.evaluation.contenders import Contender, Head, array_contender
 
@@ -133,7 +133,12 @@ class Asked:
             reference, query = _part(adata, train), _part(adata, test, without=label_key)
             shots = {"reference": reference, "label_key": label_key} if options.get("n_shots") else {}
             tl.predict_response(query, model=model, strategy="prompt", layer=layer, rng=seed, **shots, **options)
-            return query.obs["response" + KEYS.score].to_numpy(dtype=float)
+            scores = query.obs[KEYS.response + KEYS.score].to_numpy(dtype=float)
+            calls = query.obs[KEYS.response + KEYS.pred]
+            if (np.isnan(scores) & calls.notna().to_numpy()).any():
+                # An endpoint without log-probabilities gives calls alone: all cells are scored 0 or 1.
+                scores = np.where(calls.isna(), np.nan, calls == SENSITIVE).astype(float)
+            return scores
 
         return predict
 

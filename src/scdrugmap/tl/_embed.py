@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from scdrugmap.models.base import FittedModel, Model, NetworkModel
+    from scdrugmap.models.distributed import Origin
 
 
 def embed(
@@ -47,7 +48,8 @@ def embed(
     Parameters
     ----------
     adata
-        Raw counts in ``X`` or a layer; in memory, backed by a file, zarr or dask.
+        Raw counts in ``X`` or a layer; in memory, backed by a file, zarr or dask. While a ``dask.distributed`` client
+        is active, the chunks of a dask array are embedded on its workers, each of which loads the model once.
     model
         Name of a model (``sd.models.list()``), a loaded model, or a list of them.
     checkpoint
@@ -143,7 +145,7 @@ def _embed_one(
     progress: bool | None,
     options: dict[str, Any],
 ) -> tuple[str, np.ndarray, dict[str, Any]]:
-    from scdrugmap.models import registry
+    from scdrugmap.models import distributed, registry
 
     cls = registry.get(model)
     card = cls.card
@@ -172,15 +174,17 @@ def _embed_one(
         provenance |= {"fitted_on": "all cells of this object", "device": "cpu", "precision": "float32"}
         return key, values, {"params": params, "provenance": provenance}
     network: NetworkModel
+    origin = None
     if isinstance(model, str):
         seeded = {"seed": seed, **options}
         network = registry.load(model, checkpoint, **seeded)
+        origin = distributed.Origin(checkpoint, seeded)
     else:
         network = model  # type: ignore[assignment]
         if checkpoint is not None or options:
             raise InputError("model", "a loaded model", "its own checkpoint and options", "pass the name instead.")
     values, described = _embed_network(
-        adata, network, counts, genes, groups, batch_size, device, precision, store, progress
+        adata, network, counts, genes, groups, batch_size, device, precision, store, progress, origin
     )
     provenance |= {
         "checkpoint_sha256": dict(network.digests), "options": _plain(network.options.model_dump()),
@@ -200,6 +204,7 @@ def _embed_network(
     precision: str | None,
     store: str | Path | None,
     progress: bool | None,
+    origin: Origin | None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     from scdrugmap.models import inference
     from scdrugmap.models.source import CountSource
@@ -225,6 +230,7 @@ def _embed_network(
         store=None if store is None else Path(store) / model.card.key,
         cache=settings.cache_dir / "embeddings" if settings.embedding_cache else None,
         show_progress=progress,
+        origin=origin,
     )
     if result.alignment.merged:
         some = ", ".join(result.alignment.merged[:5])

@@ -47,7 +47,8 @@ def profile(
     n_cells
         Cells to embed, drawn with ``rng``.
     training
-        Also measure one optimisation step of LoRA adapters and a linear head per batch of network models.
+        Also measure training: of a network model one forward and backward pass with LoRA adapters, of a fitted
+        model the fit.
     layer, device, precision, mod
         As in :func:`scdrugmap.tl.embed`.
     rng
@@ -55,7 +56,7 @@ def profile(
 
     Returns
     -------
-    Data frame indexed by model name: ``n_parameters`` (weights that the embedding needs), ``dim``,
+    Data frame indexed by model name: ``architecture``, ``year``, ``n_parameters`` (weights that the embedding needs), ``dim``,
     ``tokens_per_cell``, ``cells_per_second`` (end to end), ``network_share`` (of the time), ``padding`` (share of
     positions), ``training_cells_per_second``, ``peak_memory_gb`` (largest resident size seen while embedding; on
     CUDA the memory allocated there), ``device`` and ``precision``. Speeds are cells per second: higher is better.
@@ -63,7 +64,7 @@ def profile(
     Raises
     ------
     InputError
-        For prompted models, or no cells.
+        For prompted models, no cells or models, or a checkpoint with several models.
 
     Examples
     --------
@@ -79,7 +80,13 @@ def profile(
     cells = _anndata.resolve(adata, mod=mod)
     if cells.n_obs == 0:
         raise InputError("adata", "0 cells", "at least one", "check the filter.")
+    if n_cells < 1:
+        raise InputError("n_cells", n_cells, "one or more", "the default is 32.")
     names = [models] if isinstance(models, str) or not isinstance(models, Sequence) else list(models)
+    if not names:
+        raise InputError("models", "an empty list", "one or more models", "sd.models.list() shows the names.")
+    if checkpoint is not None and len(names) > 1:
+        raise InputError("checkpoint", checkpoint, "a checkpoint of one model", "load the models and pass them.")
     rows = np.sort(np.random.default_rng(rng).permutation(cells.n_obs)[:n_cells])
     X = CountSource(_anndata.counts(cells, layer))[rows]
     genes = _anndata.gene_ids(cells)
@@ -96,21 +103,25 @@ def _one(
     cls = registry.get(model)
     if cls.card.kind == "prompt":
         raise InputError("models", cls.card.name, "models that give an embedding", "leave it out.")
-    record: dict[str, Any] = {"model": cls.card.name}
+    card = cls.card
+    record: dict[str, Any] = {"model": card.name, "architecture": card.architecture, "year": card.year}
     if cls.card.kind == "fitted":
         fitted: Any = cls() if isinstance(model, str) else model
         assert isinstance(fitted, FittedModel)
         start = time.perf_counter()
         fitted.fit(X, genes)
         fitting = time.perf_counter() - start
-        start = time.perf_counter()
-        fitted.transform(X, genes)
+        with PeakMemory() as memory:
+            start = time.perf_counter()
+            fitted.transform(X, genes)
+            seconds = time.perf_counter() - start
         state = fitted.state().values()
         return record | {
             "n_parameters": int(sum(v.size for v in state if np.issubdtype(v.dtype, np.floating))),
             "dim": fitted.dim,
-            "cells_per_second": X.shape[0] / (time.perf_counter() - start),
+            "cells_per_second": X.shape[0] / seconds,
             "training_cells_per_second": X.shape[0] / fitting if training else np.nan,
+            "peak_memory_gb": memory.peak / 1e9,
             "device": "cpu",
             "precision": "float32",
         }

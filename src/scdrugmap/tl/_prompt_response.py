@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 #: Columns that are told where they are there.
 CONTEXT = (KEYS.drug, KEYS.tissue, KEYS.cancer_type)
-STATUS = "_status"
 
 
 def prompt_response(
@@ -146,7 +145,7 @@ def prompt_response(
     columns = {
         key_added + KEYS.pred: pd.Categorical.from_codes(codes, categories=list(CLASSES)),
         key_added + KEYS.score: result.score,
-        key_added + STATUS: pd.Categorical(result.status.astype(str)),
+        key_added + KEYS.status: pd.Categorical(result.status.astype(str)),
     }
     for column, values in columns.items():
         edit.adata.obs[column] = values
