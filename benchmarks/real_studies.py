@@ -52,6 +52,11 @@ class Out:
         folder.mkdir(parents=True, exist_ok=True)
         self.start = time.perf_counter()
 
+    def report(self, name: str, title: str, result: Any) -> None:
+        """Keep a result (``BenchmarkResult.from_parquet`` reads it) and write its page."""
+        result.to_parquet(self.folder / "results" / name)
+        result.report(self.folder / f"{name}.html", title=title)
+
     def table(self, name: str, title: str, frame: pd.DataFrame) -> None:
         """Print a table and write it as CSV and Markdown."""
         frame.to_csv(self.folder / f"{name}.csv", index=False)
@@ -157,13 +162,13 @@ def leakage(studies: dict[str, ad.AnnData], args: argparse.Namespace, out: Out) 
         batches = sd.tl.benchmark(tian, setting="cross", **columns, **settings(args, baselines=TRIVIAL[:-1]))
         parts += [long(pooled, f"mixology, {drug}"), long(batches, f"mixology, {drug}")]
         probes.append(probe(pooled, f"mixology, {drug}"))
-        pooled.report(out.folder / f"mixology_{drug}.html", title=f"Lung mixology, {drug}")
-        batches.report(out.folder / f"mixology_{drug}_batches.html", title=f"Lung mixology, {drug}: new batches")
+        out.report(f"mixology_{drug}", f"Lung mixology, {drug}", pooled)
+        out.report(f"mixology_{drug}_batches", f"Lung mixology, {drug}: new batches", batches)
     both = kinker(studies)
     result = sd.tl.benchmark(both, split=["cell", "sample"], **settings(args))
     parts.append(long(result, "Kinker, SCC47 + JHU006"))
     probes.append(probe(result, "Kinker, SCC47 + JHU006"))
-    result.report(out.folder / "kinker.html", title="Kinker 2020, SCC47 and JHU006")
+    out.report("kinker", "Kinker 2020, SCC47 and JHU006", result)
     table = pd.concat(parts, ignore_index=True)
     for metric, label in (("auroc", "AUROC"), ("f1", "F1 (sensitive)")):
         out.table(f"leakage_{metric}", f"How much was leakage? {label} by split", side_by_side(table, metric))
@@ -201,7 +206,7 @@ def cross(studies: dict[str, ad.AnnData], args: argparse.Namespace, out: Out) ->
     """Leave one of two real studies out, and each source against each target."""
     both = two_studies(studies)
     result = sd.tl.benchmark(both, setting="cross", **settings(args))
-    result.report(out.folder / "cross.html", title="Lung mixology against head-and-neck lines")
+    out.report("cross", "Lung mixology against head-and-neck lines", result)
     labels = result.contenders.set_index(["model", "strategy", "head"])["label"]
     rows = result.table.query("setting == 'cross' and level == 'cell' and metric in @METRICS")
     rows = rows.assign(

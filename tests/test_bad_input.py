@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def made(tmp_path_factory) -> SimpleNamespace:
     """What the calls need besides the input: labelled cells, predictors, a benchmark result."""
     from scdrugmap._anndata import gene_ids
-    from scdrugmap.models.tgpt import TGPT
+    from scdrugmap.models.geneformer import Geneformer
 
     cells = sd.datasets.simulate(n_studies=2, n_patients=2, n_cells=96, n_genes=60, rng=0)
     cells.layers["log"] = cells.X.log1p()
@@ -47,7 +47,7 @@ def made(tmp_path_factory) -> SimpleNamespace:
     by_rep = sd.tl.train(cells, use_rep="X_rep", head="logistic", rng=0)
     by_model.save(folder / "by_model")
     result = sd.tl.benchmark(cells, models="X_rep", n_folds=2, head="logistic", baselines=["all_sensitive"], rng=0)
-    network = TGPT.random(gene_ids(cells))
+    network = Geneformer.random(gene_ids(cells))
     return SimpleNamespace(
         cells=cells, by_model=by_model, by_rep=by_rep, folder=folder, result=result, network=network,
         mdata=sd.datasets.simulate(n_studies=1, n_patients=2, n_cells=40, n_genes=60, protein=True, rng=0),
@@ -126,7 +126,7 @@ READERS: dict[str, Call] = {
 }
 COUNTS: dict[str, Call] = {
     "tl.embed(pca)": lambda a, w: sd.tl.embed(a, "pca", n_components=3),
-    "tl.embed(hvg)": lambda a, w: sd.tl.embed(a, "hvg", n_genes=10),
+    "tl.embed(hvg)": lambda a, w: sd.tl.embed(a, "hvg", n_top_genes=10),
     "tl.embed(network)": lambda a, w: sd.tl.embed(a, w.network),
     "tl.train": lambda a, w: sd.tl.train(a, "pca", head="logistic", rng=0),
     "tl.train(network)": lambda a, w: sd.tl.train(a, w.network, head="logistic", rng=0),
@@ -181,12 +181,14 @@ def no_genes(a):
 
 @pytest.mark.parametrize("name", [n for n in CALLS if n not in ("pp.check", "pp.gene_coverage", "pp.harmonize_genes")])
 def test_no_cells(made, name):
-    check_unchanged(made, name, no_cells, "0 cells", kind=InputError)
+    word = "(0, " if name == "pl.response" else "0 cells"
+    check_unchanged(made, name, no_cells, word, kind=InputError)
 
 
 @pytest.mark.parametrize("name", ["pp.harmonize_genes", "pp.concat_studies", "tl.profile", *COUNTS])
 def test_no_genes(made, name):
-    check_unchanged(made, name, no_genes, "gene", kind=InputError)
+    word = "expression" if name == "tl.benchmark" else "gene"
+    check_unchanged(made, name, no_genes, word, kind=InputError)
 
 
 def check_unchanged(made, name, spoil, *words, kind=ScDrugMapError, argument=None, calls=CALLS):
@@ -547,7 +549,7 @@ RNG: dict[str, Call] = {
     "tl.train": lambda r, w: sd.tl.train(w.cells, "pca", rng=r),
     "tl.predict_response": lambda r, w: sd.tl.predict_response(w.cells, w.by_model, rng=r),
     "tl.predict_response prompt": lambda r, w: sd.tl.predict_response(w.cells, strategy="prompt", rng=r),
-    "tl.benchmark": lambda r, w: sd.tl.benchmark(w.cells, models="X_rep", rng=r),
+    "tl.benchmark": lambda r, w: sd.tl.benchmark(w.cells, models="X_rep", baselines=[], rng=r),
     "tl.few_shot_curve": lambda r, w: sd.tl.few_shot_curve(w.cells, "pca", target="study1", rng=r),
     "tl.profile": lambda r, w: sd.tl.profile(w.cells, "pca", rng=r),
     "datasets.simulate": lambda r, w: sd.datasets.simulate(rng=r),
@@ -571,7 +573,7 @@ COMBINATIONS: dict[str, tuple[Call, tuple[str, ...]]] = {
     "train model number": (lambda a, w: sd.tl.train(a, 3), ("model", "3")),
     "train head number": (lambda a, w: sd.tl.train(a, "pca", head=3), ("head",)),
     "train head without proba": (lambda a, w: sd.tl.train(a, "pca", head=svc()), ("predict_proba",)),
-    "train head option": (lambda a, w: sd.tl.train(a, "pca", head_options={"epoch": 3}), ("epoch",)),
+    "train head option": (lambda a, w: sd.tl.train(a, "pca", head_options={"epoch": 3}), ("head_options", "epoch", "epochs")),
     "train lora head": (lambda a, w: sd.tl.train(a, w.network, strategy="lora", head="logistic"), ("head", "mlp")),
     "train lora baseline": (lambda a, w: sd.tl.train(a, "pca", strategy="lora"), ("PCA", "network")),
     "train lora_options": (lambda a, w: sd.tl.train(a, "pca", lora_options={"r": 4}), ("strategy='lora'",)),
@@ -593,6 +595,7 @@ COMBINATIONS: dict[str, tuple[Call, tuple[str, ...]]] = {
     "predict negative shots": (lambda a, w: sd.tl.predict_response(a, model="pca", n_shots=-1), ("n_shots", "-1")),
     "embed several": (lambda a, w: sd.tl.embed(a, ["pca", "hvg"], key_added="k"), ("key_added", "several")),
     "embed no model": (lambda a, w: sd.tl.embed(a, []), ("model",)),
+    "embed key_added number": (lambda a, w: sd.tl.embed(a, "pca", key_added=3), ("key_added", "3")),
     "embed number": (lambda a, w: sd.tl.embed(a, 3), ("model", "3")),
     "embed prompt": (lambda a, w: sd.tl.embed(a, "gpt-4o-mini"), ("strategy='prompt'",)),
     "embed key_added": (lambda a, w: sd.tl.embed(a, "pca", key_added="a/b"), ("key_added", "/")),
@@ -604,7 +607,7 @@ COMBINATIONS: dict[str, tuple[Call, tuple[str, ...]]] = {
     "embed precision": (lambda a, w: sd.tl.embed(a, w.network, precision="int3"), ("precision", "int3")),
     "embed backed copy": (lambda a, w: sd.tl.embed(backed(a, w), "pca", copy=True), ("copy", "to_memory")),
     "benchmark number": (lambda a, w: sd.tl.benchmark(a, models=3), ("models", "3")),
-    "benchmark none": (lambda a, w: sd.tl.benchmark(a, models=[]), ("models",)),
+    "benchmark none": (lambda a, w: sd.tl.benchmark(a, models=[], baselines=[]), ("models",)),
     "benchmark twice": (lambda a, w: sd.tl.benchmark(a, models=["X_rep", "X_rep"]), ("twice",)),
     "benchmark array": (lambda a, w: sd.tl.benchmark(a, models=np.ones((3, 2))), ("3",)),
     "benchmark n_folds": (lambda a, w: sd.tl.benchmark(a, models="X_rep", n_folds=1), ("n_folds", "1")),
@@ -831,7 +834,7 @@ def test_embedding_of_another_model(made):
     sd.tl.embed(query, "pca", key_added="both", n_components=made.network.dim)
     predictor = sd.tl.train(reference, use_rep="X_both", head="logistic", rng=0)
     before = query.copy()
-    refused(lambda: sd.tl.predict_response(query, predictor), "PCA", "tGPT", kind=InputError, argument="obsm")
+    refused(lambda: sd.tl.predict_response(query, predictor), "pca", "Geneformer", kind=InputError, argument="obsm")
     assert_same(query, before)
 
 

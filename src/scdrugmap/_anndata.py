@@ -64,6 +64,19 @@ def resolve(data: Any, *, mod: str = "rna", argument: str = "adata") -> AnnData:
     )
 
 
+def refuse_empty(adata: AnnData, argument: str = "adata", *, genes: bool = False) -> None:
+    """Refuse an object without cells or, with ``genes``, without genes.
+
+    Raises
+    ------
+    InputError
+        There are none.
+    """
+    if adata.n_obs == 0 or (genes and adata.n_vars == 0):
+        found = f"{adata.n_obs} cells x {adata.n_vars} genes"
+        raise InputError(argument, found, "at least one of each" if genes else "at least one cell", "check the filter.")
+
+
 @dataclass(frozen=True)
 class Edit:
     """The object that a shell returns, and the AnnData inside it that the shell writes to.

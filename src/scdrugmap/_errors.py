@@ -52,10 +52,18 @@ class UnknownNameError(InputError, KeyError):
     def __init__(self, argument: str, name: Any, known: Iterable[str], see: str = "") -> None:
         known = list(known)
         near = difflib.get_close_matches(str(name).lower(), [k.lower() for k in known], n=3, cutoff=0.4)
-        near = [k for k in known if k.lower() in near]
+        near = [next(k for k in known if k.lower() == match) for match in near]
         fix = f"did you mean {' or '.join(map(repr, near))}?" if near else "use one of the known names."
         expected = "one of " + ", ".join(known[:30]) + (" ..." if len(known) > 30 else "")
         super().__init__(argument, repr(name), expected, f"{fix} {see}".strip())
+
+
+class OutputError(InputError, OSError):
+    """A result cannot be written where it was asked for."""
+
+    def __init__(self, argument: str, path: Any, error: OSError) -> None:
+        reason = f" ({error.strerror})" if error.strerror else ""
+        super().__init__(argument, f"{path}{reason}", "a place that can be written", "choose another folder.")
 
 
 class CheckpointError(InputError):

@@ -39,10 +39,14 @@ def test_show_and_save(name, result, tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(plt, "show", lambda: shown.append(1))
     path = tmp_path / "figure.png"
-    assert getattr(sd.pl, name)(result, show=False, save=path) is not None
-    assert not shown and plt.imread(path).std() > 0
-    assert getattr(sd.pl, name)(result, show=True, save=str(tmp_path / "figure.pdf")) is None
-    assert shown == [1] and (tmp_path / "figure.pdf").read_bytes().startswith(b"%PDF")
+    assert getattr(sd.pl, name)(result, show=True, save=str(path)) is None
+    assert shown == [1] and plt.imread(path).std() > 0
+
+
+def test_no_show_returns_axes_and_the_suffix_says_the_format(result, tmp_path, monkeypatch):
+    monkeypatch.setattr(plt, "show", lambda: pytest.fail("shown"))
+    assert sd.pl.roc(result, show=False, save=tmp_path / "figure.pdf") is not None
+    assert (tmp_path / "figure.pdf").read_bytes().startswith(b"%PDF")
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -89,14 +93,15 @@ def test_unknown_or_empty_category(name, result):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_axes_and_file_must_be_usable(name, result, tmp_path):
+def test_axes_must_be_axes(name, result):
     with pytest.raises(InputError, match="axes"):
         getattr(sd.pl, name)(result, ax=plt.figure())
-    figure = getattr(sd.pl, name)
-    with pytest.raises(InputError, match="folder that exists"):
-        figure(result, save=tmp_path / "none" / "figure.png")
-    with pytest.raises(InputError, match="png"):
-        figure(result, save=tmp_path / "figure.docx")
+
+
+@pytest.mark.parametrize(("path", "match"), [("none/figure.png", "folder that exists"), ("figure.docx", "png")])
+def test_file_must_be_usable(result, tmp_path, path, match):
+    with pytest.raises(InputError, match=match):
+        sd.pl.calibration(result, save=tmp_path / path)
     assert list(tmp_path.iterdir()) == []
 
 

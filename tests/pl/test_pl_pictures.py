@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.testing.compare import compare_images
+from PIL import Image
 
 import scdrugmap as sd
 
@@ -57,7 +58,8 @@ def test_picture(name, result, cells, tmp_path):
     DRAW[name](result, cells)
     expected = BASELINE / f"{name}.png"
     if os.environ.get("SCDRUGMAP_WRITE_PICTURES"):
-        plt.savefig(expected, dpi=50, metadata={"Software": None})
+        plt.savefig(expected, dpi=50)
+        Image.open(expected).convert("RGB").quantize(48).save(expected, optimize=True)
     actual = tmp_path / f"{name}.png"
     plt.savefig(actual, dpi=50)
     assert compare_images(str(expected), str(actual), tol=TOLERANCE) is None

@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from scdrugmap.cli._runs import console, print_summary
-
 
 STEPS = (
     "simulate three studies",

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import anndata as ad
 
-from scdrugmap._errors import DownloadError, InputError, LicenceError, ScDrugMapWarning, UnknownNameError
+from scdrugmap._errors import (
+    DownloadError,
+    InputError,
+    LicenceError,
+    OutputError,
+    ScDrugMapWarning,
+    UnknownNameError,
+)
 from scdrugmap._keys import CLASSES, KEYS
 from scdrugmap.datasets._catalogue import catalogue
 from scdrugmap.datasets._fetch import Source, fetch
@@ -88,7 +95,10 @@ class Collection(Mapping[str, ad.AnnData]):
         from anndata.experimental import concat_on_disk
 
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError("path", path, error) from None
         with tempfile.TemporaryDirectory(prefix=".concat-", dir=path.parent) as scratch:
             files: dict[str, str] = {}
             var: list[pd.DataFrame] = []

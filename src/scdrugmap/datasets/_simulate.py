@@ -304,8 +304,8 @@ def _per_study(value: float | Sequence[float], n_studies: int) -> tuple[float, .
 
 def _check(p: model.Parameters) -> None:
     """Refuse numbers that the model has no meaning for."""
-    for name in ("n_studies", "n_patients", "n_samples_per_patient"):
-        if getattr(p, name) < 1:
+    for name in ("n_studies", "n_patients", "n_samples_per_patient", "n_cells", "n_genes"):
+        if not isinstance(getattr(p, name), int | np.integer) or getattr(p, name) < 1:
             raise InputError(name, getattr(p, name), "a whole number of at least 1", f"pass {name}=1 or more.")
     samples = p.n_studies * p.n_patients * p.n_samples_per_patient
     if p.n_cells < samples:

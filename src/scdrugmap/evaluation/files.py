@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scdrugmap._errors import InputError
+from scdrugmap._errors import InputError, OutputError
 from scdrugmap.evaluation.splits import Fold, Partition
 
 if TYPE_CHECKING:
@@ -29,7 +29,10 @@ def save(result: BenchmarkResult, folder: Path) -> None:
     """
     if folder.is_file():
         raise InputError("path", str(folder), "a folder", "pass a folder; the result is several Parquet files.")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError("path", folder, error) from None
     folds = pd.concat([p.to_frame() for p in result.partitions], ignore_index=True)
     for name, frame in [*((n, getattr(result, n)) for n in _FRAMES), ("partitions", folds)]:
         temporary = folder / f".{name}.parquet"

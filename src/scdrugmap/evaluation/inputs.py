@@ -38,7 +38,7 @@ def seed_of(rng: int | np.random.Generator | None) -> int:
         return settings.seed
     if isinstance(rng, np.random.Generator):
         return int(rng.integers(2**31))
-    if isinstance(rng, int | np.integer) and rng >= 0:
+    if isinstance(rng, int | np.integer) and not isinstance(rng, bool) and rng >= 0:
         return int(rng)
     raise InputTypeError("rng", repr(rng), "None, a non-negative int or a numpy Generator", "pass rng=0.")
 

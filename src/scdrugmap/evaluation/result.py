@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
-from scdrugmap._errors import InputError, UnknownNameError
+from scdrugmap._errors import InputError, OutputError, UnknownNameError
 from scdrugmap.evaluation.cells import Cells
 from scdrugmap.evaluation.files import load, printable, save, tex
 from scdrugmap.evaluation.metrics import METRICS, Metric
@@ -359,7 +359,10 @@ class BenchmarkResult:
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write the tidy table as CSV."""
-        self.table.to_csv(path, index=False)
+        try:
+            self.table.to_csv(path, index=False)
+        except OSError as error:
+            raise OutputError("path", path, error) from None
 
     def to_markdown(self, **summary: Any) -> str:
         """Return the summary as a Markdown table; arguments as in :meth:`summary`."""

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scdrugmap._errors import OutputError
+
 #: Raise it when the meaning of a stored unit changes, so that old units are computed again.
 FORMAT = 1
 
@@ -97,8 +99,11 @@ class RunStore:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        for name in ("units", "manifests", "runs", "embeddings", "tmp"):
-            (self.path / name).mkdir(parents=True, exist_ok=True)
+        try:
+            for name in ("units", "manifests", "runs", "embeddings", "tmp"):
+                (self.path / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError("store", path, error) from None
 
     def finished(self) -> set[str]:
         """Return the keys of the finished units."""

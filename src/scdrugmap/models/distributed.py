@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from scdrugmap.models.source import CountSource
     from scdrugmap.models.store import EmbeddingStore
 
-#: Chunks for each worker thread that are handed to the cluster at a time.
-AHEAD = 4
 #: The model of this worker process, by the key of its origin; one, for models are large.
 _LOADED: dict[str, NetworkModel] = {}
 #: A process embeds one chunk at a time: its threads serve the network, not several networks at once.
@@ -260,28 +258,19 @@ class Cluster:
         return whole.hexdigest()
 
     def _run(self, function: Any, arguments: list[tuple[Any, ...]], *shared: Any) -> Iterator[tuple[int, Any]]:
-        """Yield ``(position, result)`` in the order in which tasks end, a few tasks ahead of the workers."""
+        """Yield ``(position, result)`` in the order in which tasks end."""
         import dask
         import distributed
 
-        common = [dask.delayed(s, pure=False) for s in shared]
+        # Part of the graph rather than scattered: the scheduler can hand it out again when a worker is lost.
+        common = [dask.delayed(s, pure=False, traverse=False) for s in shared]
         task = dask.delayed(function, pure=False)
-        jobs = enumerate(task(*a, *common) for a in arguments)
-        number: dict[str, int] = {}
-        running = distributed.as_completed([], with_results=True, loop=self.client.loop)
-
-        def hand_out(n: int) -> None:
-            some = [job for _, job in zip(range(n), jobs, strict=False)]
-            for (i, _), future in zip(some, self.client.compute([job for _, job in some]), strict=True):
-                number[future.key] = i
-                running.add(future)
-
+        futures = self.client.compute([task(*a, *common) for a in arguments])
+        number = {future.key: i for i, future in enumerate(futures)}
         try:
-            hand_out(max(AHEAD * sum(self.client.nthreads().values()), AHEAD))
-            for future, result in running:
-                i = number.pop(future.key)
-                hand_out(1)
-                yield i, result
+            for future, result in distributed.as_completed(futures, with_results=True):
+                yield number[future.key], result
+                future.release()
         except distributed.KilledWorker as error:
             raise InputError(
                 "adata.X",
@@ -290,7 +279,7 @@ class Cluster:
                 "use smaller chunks (X.rechunk), or workers with more memory.",
             ) from error
         finally:
-            self.client.cancel(list(running.futures))
+            self.client.cancel(futures)
 
 
 def embed_chunk(X: Any, first: int, mark: bytes, job: Job) -> tuple[np.ndarray | None, bytes, Work]:

@@ -159,6 +159,8 @@ def embed_counts(
     InputError
         On unusable values, no known gene, or too little memory for a single cell.
     """
+    if batch_size is not None and (not isinstance(batch_size, int | np.integer) or batch_size < 1):
+        raise InputError("batch_size", batch_size, "None or a number of cells of at least 1", "leave it out.")
     alignment = model.align(genes)
     if len(alignment.ids) == 0:
         raise no_known_gene(model, genes)

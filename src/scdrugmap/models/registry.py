@@ -90,7 +90,10 @@ def get(name: str | Model | type[Model]) -> type[Model]:
         With the nearest names.
     """
     if not isinstance(name, str):
-        return name if isinstance(name, type) else type(name)
+        cls = name if isinstance(name, type) else type(name)
+        if not isinstance(getattr(cls, "card", None), ModelCard):
+            raise InputTypeError("model", repr(name), "a name or a loaded model", "sd.models.list() shows the names.")
+        return cls
     key = model_key(name)
     if key in _REGISTERED:
         return _REGISTERED[key]

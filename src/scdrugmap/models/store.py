@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from scdrugmap._errors import InputError
+from scdrugmap._errors import InputError, OutputError
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,10 @@ class EmbeddingStore:
         InputError
             If the folder belongs to a run with other arguments.
         """
-        group: Any = zarr.open_group(path, mode="a")
+        try:
+            group: Any = zarr.open_group(path, mode="a")
+        except OSError as error:
+            raise OutputError("store", path, error) from None
         if "embedding" in group:
             attributes = dict(group.attrs)
             if attributes.get("fingerprint") != fingerprint or group["embedding"].shape != shape:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scdrugmap._errors import InputError, UnknownNameError
+from scdrugmap._errors import InputError, InputTypeError, UnknownNameError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,6 +110,33 @@ def styles(result: BenchmarkResult) -> dict[str, Style]:
     return out
 
 
+def check_result(result: Any) -> None:
+    """Raise unless this is a benchmark result.
+
+    Raises
+    ------
+    InputTypeError
+        For anything else.
+    """
+    from scdrugmap.evaluation import BenchmarkResult as Kind
+
+    if not isinstance(result, Kind):
+        fix = "pass what sd.tl.benchmark returned, or BenchmarkResult.from_parquet(folder)."
+        raise InputTypeError("result", type(result).__name__, "a BenchmarkResult", fix)
+
+
+def check_table(table: Any) -> None:
+    """Raise unless this is a data frame.
+
+    Raises
+    ------
+    InputTypeError
+        For anything else.
+    """
+    if not isinstance(table, pd.DataFrame):
+        raise InputTypeError("table", type(table).__name__, "a data frame", "pass the table itself.")
+
+
 def chosen(result: BenchmarkResult, models: str | Iterable[str] | None) -> pd.DataFrame:
     """Return the contenders to draw; calling all cells sensitive is drawn as the floor instead.
 
@@ -139,6 +166,7 @@ def scores(
     UnknownNameError
         For a metric, level or model that the result does not hold.
     """
+    check_result(result)
     if level not in set(result.table["level"]):
         raise UnknownNameError("level", level, [str(v) for v in pd.unique(result.table["level"])])
     contenders = chosen(result, models)
@@ -208,6 +236,7 @@ def floor_label(floor: np.ndarray, top: float) -> str:
 
 def one_setting(result: BenchmarkResult) -> None:
     """Raise if the result holds several ways of dividing the cells, which one curve must not mix."""
+    check_result(result)
     scores = result.table[result.table["setting"] != "probe"]
     pairs = scores[["setting", "split"]].drop_duplicates()
     if len(pairs) > 1:

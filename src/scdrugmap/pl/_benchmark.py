@@ -115,7 +115,7 @@ def _bars(ax: Axes, rows: pd.DataFrame, folds: pd.DataFrame, i: int, n: int, loo
     )
     for at, place in zip(x, rows.index, strict=True):
         mine = folds["value"][folds["place"] == place].to_numpy(dtype=float)
-        spread = np.linspace(-0.28, 0.28, len(mine)) * width if len(mine) > 1 else 0.0
+        spread = np.linspace(-0.28, 0.28, len(mine)) * width if len(mine) > 1 else np.zeros(len(mine))
         # A light rim keeps the points visible on dark bars.
         ax.scatter(at + spread, mine, s=9, color="black", alpha=0.65, zorder=3, linewidths=0.4, edgecolors="white")
     known = np.isfinite(low) & np.isfinite(value)

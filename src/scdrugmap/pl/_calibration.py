@@ -83,7 +83,7 @@ def calibration(
     ax.axhline(share, color=_axes.FLOOR, ls=":", lw=1.3, label=f"{_axes.FLOOR_NAME} ({share:.2f})")
     ax.set(
         xlabel="predicted P(sensitive)", ylabel="share of sensitive cells", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03),
-        aspect="equal",
+        box_aspect=1,
     )  # fmt: skip
     _axes.title(ax, drawn_note(result, category))
     ax.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))

@@ -60,6 +60,7 @@ def catalogue(
     from scdrugmap import datasets
 
     table = datasets.catalogue() if table is None else table
+    _axes.check_table(table)
     columns = [by] if isinstance(by, str) else list(by)
     needed = [*columns, "collection", "n_sensitive", "n_resistant", "group", "shared_control"]
     for column in needed:

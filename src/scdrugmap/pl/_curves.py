@@ -177,7 +177,7 @@ def _bands(
     total, used = max(len(f) for _, f in contenders), max(map(len, both.values()))
     count = f"{used} folds" if used == total else f"{used} of {total} folds (the others test one class)"
     band = ", mean and standard deviation" if used > 1 else ""
-    ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), box_aspect=1)
     _axes.title(ax, f"{drawn_note(result, category)}; {count}{band}")
     _axes.clean(ax)
     return ax, float(np.mean([y.mean() for y, _ in max(both.values(), key=len)]))

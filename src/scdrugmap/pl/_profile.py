@@ -72,6 +72,7 @@ def profile(
     """
     import matplotlib.pyplot as plt
 
+    _axes.check_table(table)
     if columns is None:
         columns = [c for c in HEADINGS if c in table]
     columns = [columns] if isinstance(columns, str) else list(columns)

@@ -86,8 +86,9 @@ def radar(
             )  # fmt: skip
         else:
             width = step * 0.86 / len(labels)
+            known = np.isfinite(value)
             axes.bar(
-                angle + (i - (len(labels) - 1) / 2) * width, value, width, color=style.colour, hatch=style.hatch,
+                angle[known] + (i - (len(labels) - 1) / 2) * width, value[known], width, color=style.colour, hatch=style.hatch,
                 edgecolor="white", lw=0.3, label=label,
             )  # fmt: skip
     low, high = _axes.limits(result, metric, table["value"].to_numpy(dtype=float), floor)

@@ -109,5 +109,5 @@ def _one(ax: Axes, at: int, values: np.ndarray, look: _axes.Style) -> None:
             values, positions=[at], widths=0.16, showfliers=False, manage_ticks=False, zorder=3,
             medianprops={"color": "black", "lw": 1.6}, boxprops={"lw": 0.9}, whiskerprops={"lw": 0.9},
         )  # fmt: skip
-    spread = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else 0.0
+    spread = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else np.zeros(1)
     ax.scatter(at + spread, values, s=10, color=look.colour, marker=look.marker, zorder=4, lw=0.4, edgecolors="white")

@@ -172,6 +172,7 @@ def _open(name: str, data: Any, layer: str | None, mod: str) -> _Part:
         except (OSError, ValueError, KeyError) as error:
             raise InputError(argument, str(file), "an h5ad file", f"look at the file ({error}).") from error
     adata = _anndata.resolve(data, mod=mod, argument=argument)
+    _anndata.refuse_empty(adata, argument, genes=True)
     if not adata.var_names.is_unique:
         raise InputError(
             argument,

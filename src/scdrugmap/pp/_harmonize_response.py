@@ -131,6 +131,7 @@ def harmonize_response(
     ['resistant', 'sensitive', 'resistant']
     """
     source = _anndata.resolve(adata, mod=mod)
+    _anndata.refuse_empty(source)
     values = _anndata.obs_column(source, column, "column")
     if mapping is not None and not isinstance(mapping, Mapping):
         raise InputTypeError("mapping", type(mapping).__name__, "a dictionary or None", "pass {value: label}.")

@@ -359,8 +359,10 @@ def load_predictor(path: str | Path, *, checkpoint: str | Path | None = None, mo
     >>> import scdrugmap as sd
     >>> adata = sd.datasets.simulate(n_studies=1, rng=0)
     >>> predictor = sd.tl.train(adata, model="pca", head="logistic", rng=0)
-    >>> predictor.save("my_predictor", overwrite=True)
-    >>> again = sd.load_predictor("my_predictor")
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp() + "/my_predictor"
+    >>> predictor.save(folder)
+    >>> again = sd.load_predictor(folder)
     >>> bool((again.predict(adata)["score"] == predictor.predict(adata)["score"]).all())
     True
     """

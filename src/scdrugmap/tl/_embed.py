@@ -110,12 +110,14 @@ def embed(
     """
     edit = _anndata.edit(adata, copy=copy, mod=mod)
     target = edit.adata
-    _check_cells(target)
+    _anndata.refuse_empty(target, genes=True)
     models = [model] if isinstance(model, str) or not isinstance(model, Sequence) else list(model)
     if len(models) > 1 and (checkpoint is not None or key_added is not None):
         raise InputError(
             "checkpoint or key_added", "one value for several models", "one model", "call embed per model."
         )
+    if not models:
+        raise InputError("model", "an empty list", "at least one model", "pass model='pca' or another name.")
     seed = _seed(rng)
     results = {}
     for one in models:
@@ -154,9 +156,7 @@ def _embed_one(
             "model", card.name, "a model that gives an embedding",
             "use sd.tl.predict_response(adata, model=..., strategy='prompt').",
         )  # fmt: skip
-    key = key_added or card.key
-    if "/" in key:
-        raise InputError("key_added", key, "a name without '/'", "use an underscore.")
+    key = card.key if key_added is None else check_key(key_added)
     genes = _anndata.gene_ids(adata)
     _check_species(genes.names, card.species, card.name)
     counts = _anndata.counts(adata, layer)
@@ -263,11 +263,11 @@ def _embed_fitted(model: FittedModel, counts: Any, genes: Any, labels: np.ndarra
     return np.concatenate([model.transform(X, genes) for _, X in source.blocks(BLOCK)])
 
 
-def _check_cells(adata: AnnData) -> None:
-    if adata.n_obs == 0 or adata.n_vars == 0:
-        raise InputError(
-            "adata", f"{adata.n_obs} cells x {adata.n_vars} genes", "at least one of each", "check the filter."
-        )
+def check_key(key: Any) -> str:
+    """Return a name for new slots if files can hold it."""
+    if not isinstance(key, str) or not key or "/" in key:
+        raise InputError("key_added", repr(key), "a name without '/'", "use letters, digits and underscores.")
+    return key
 
 
 def _check_species(names: np.ndarray, species: tuple[str, ...], model: str) -> None:
@@ -296,7 +296,7 @@ def _seed(rng: int | np.random.Generator | None) -> int:
         return settings.seed
     if isinstance(rng, np.random.Generator):
         return int(rng.integers(2**31))
-    if isinstance(rng, (int, np.integer)) and rng >= 0:
+    if isinstance(rng, (int, np.integer)) and not isinstance(rng, bool) and rng >= 0:
         return int(rng)
     raise InputTypeError("rng", repr(rng), "None, a non-negative int or a numpy Generator", "pass rng=0.")
 

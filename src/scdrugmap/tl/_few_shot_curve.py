@@ -101,17 +101,19 @@ def few_shot_curve(
     [0, 2]
     """
     from scdrugmap.response.few_shot import shot_order
-    from scdrugmap.response.labels import encode
+    from scdrugmap.response.labels import both_classes, encode
     from scdrugmap.response.representation import Engine
     from scdrugmap.tl._embed import _seed
 
     main = _anndata.resolve(adata, mod=mod)
+    _anndata.refuse_empty(main)
     if (model is None) == (use_rep is None):
         raise InputError("model or use_rep", (model, use_rep), "one of the two", "pass model='scGPT'.")
-    if not len(shots) or min(shots) < 0 or n_repeats < 1:
-        raise InputError("shots", list(shots), "numbers of 0 or more, and a repeat", "pass shots=(0, 1, 2, 4).")
+    if not isinstance(shots, Sequence | np.ndarray) or not len(shots) or min(shots) < 0 or n_repeats < 1:
+        raise InputError("shots", shots, "numbers of 0 or more, and a repeat", "pass shots=(0, 1, 2, 4).")
     seed = _seed(rng)
     y = encode(_anndata.obs_column(main, label_key, "label_key"))
+    both_classes(y)
     study = _anndata.obs_column(main, study_key, "study_key").astype(str).to_numpy()
     samples = None
     if unit == "sample" or sample_key in main.obs:

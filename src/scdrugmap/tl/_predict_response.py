@@ -130,12 +130,11 @@ def predict_response(
     >>> query.obs["response_pred"].cat.categories.tolist()
     ['resistant', 'sensitive']
     """
-    from scdrugmap.tl._embed import _seed
+    from scdrugmap.tl._embed import _seed, check_key
 
     if strategy not in STRATEGIES:
         raise UnknownNameError("strategy", strategy, STRATEGIES)
-    if "/" in key_added:
-        raise InputError("key_added", key_added, "a name without '/'", "use an underscore.")
+    check_key(key_added)
     if strategy == "prompt":
         from scdrugmap.tl._prompt_response import prompt_response
 
@@ -219,6 +218,8 @@ def _train_here(
         raise InputError(
             "predictor", None, "a predictor, a folder, or model= with reference=", "pass sd.tl.train(...)'s result."
         )
+    if reference is not None:
+        _anndata.refuse_empty(_anndata.resolve(reference, mod=mod, argument="reference"), "reference")
     if n_shots < 0:
         raise InputError("n_shots", n_shots, "0 or more", "pass 4.")
     if not n_shots:
@@ -258,7 +259,7 @@ def _with_shots(reference: AnnData | None, shots: AnnData, groups: str | None) -
 def _check_abstain(abstain: Any) -> None:
     if abstain is None or abstain == "set":
         return
-    if isinstance(abstain, str) or not 0.5 <= abstain <= 1:
+    if not isinstance(abstain, int | float) or not 0.5 <= abstain <= 1:
         raise InputError("abstain", abstain, "None, 'set' or a probability from 0.5 to 1", "pass abstain=0.8.")
 
 

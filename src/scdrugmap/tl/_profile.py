@@ -76,10 +76,12 @@ def profile(
     import pandas as pd
 
     from scdrugmap.models.source import CountSource
+    from scdrugmap.tl._embed import _seed
 
     cells = _anndata.resolve(adata, mod=mod)
-    if cells.n_obs == 0:
-        raise InputError("adata", "0 cells", "at least one", "check the filter.")
+    _anndata.refuse_empty(cells, genes=True)
+    if n_cells < 1:
+        raise InputError("n_cells", n_cells, "at least one cell", "pass n_cells=32.")
     if n_cells < 1:
         raise InputError("n_cells", n_cells, "one or more", "the default is 32.")
     names = [models] if isinstance(models, str) or not isinstance(models, Sequence) else list(models)
@@ -87,7 +89,7 @@ def profile(
         raise InputError("models", "an empty list", "one or more models", "sd.models.list() shows the names.")
     if checkpoint is not None and len(names) > 1:
         raise InputError("checkpoint", checkpoint, "a checkpoint of one model", "load the models and pass them.")
-    rows = np.sort(np.random.default_rng(rng).permutation(cells.n_obs)[:n_cells])
+    rows = np.sort(np.random.default_rng(_seed(rng)).permutation(cells.n_obs)[:n_cells])
     X = CountSource(_anndata.counts(cells, layer))[rows]
     genes = _anndata.gene_ids(cells)
     records = [_one(model, checkpoint, X, genes, device, precision, training) for model in names]

@@ -108,6 +108,7 @@ def prompt_response(
     from scdrugmap.tl._embed import _seed
 
     edit = _anndata.edit(adata, copy=copy, mod=mod)
+    _anndata.refuse_empty(edit.adata, genes=True)
     taken = {"context", "source", "examples", "embedding", "progress_bar"} & set(options)
     if taken:
         name = min(taken)

@@ -139,6 +139,7 @@ def train(
     from scdrugmap.tl._embed import _seed
 
     main = _anndata.resolve(adata, mod=mod)
+    _anndata.refuse_empty(main)
     if strategy not in STRATEGIES:
         raise UnknownNameError("strategy", strategy, STRATEGIES, "Prompted models are not trained.")
     if (model is None) == (use_rep is None):
@@ -296,9 +297,9 @@ def open_model(
     """Return the representation of a model by name or object; a baseline is not fitted yet."""
     from scdrugmap.models import registry
     from scdrugmap.response.representation import FittedRepresentation, NetworkRepresentation, as_checkpoint_text
-    from scdrugmap.tl._embed import _check_cells, _check_species
+    from scdrugmap.tl._embed import _check_species
 
-    _check_cells(adata)
+    _anndata.refuse_empty(adata, genes=True)
     card = registry.get(model).card
     if card.kind == "prompt":
         raise InputError(
