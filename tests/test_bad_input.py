@@ -688,7 +688,8 @@ PLOTS: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("name", [*PLOTS, "profile", "catalogue"])
 @pytest.mark.parametrize("thing", [3, "result", pd.DataFrame()], ids=lambda v: type(v).__name__)
 def test_figures_of_something_else(name, thing):
-    refused(lambda: getattr(sd.pl, name)(thing), kind=InputError, argument="table" if name not in PLOTS else "result")
+    argument = "result" if name in PLOTS else "" if isinstance(thing, pd.DataFrame) else "table"
+    refused(lambda: getattr(sd.pl, name)(thing), kind=InputError, argument=argument)
 
 
 @pytest.mark.parametrize("name", ["benchmark", "heatmap", "violin", "roc", "precision_recall", "calibration"])
@@ -842,3 +843,87 @@ def test_unknown_names_are_key_errors_too():
     with pytest.raises(KeyError):
         sd.models.info("nothing")
     assert issubclass(UnknownNameError, InputError)
+
+
+# The command line: exit code 2, one sentence, no traceback, nothing left behind.
+
+COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "normalised": ("embed log.h5ad --model pca -o x.h5ad", ("adata.X", "whole numbers", "layer=")),
+    "no genes": ("embed empty.h5ad --model pca -o x.h5ad", ("adata", "0 genes")),
+    "layer": ("embed cells.h5ad --model pca --layer absent -o x.h5ad", ("layer", "absent")),
+    "option": ("embed cells.h5ad --model pca --set n_component=3 -o x.h5ad", ("n_component", "n_components")),
+    "option value": ("embed cells.h5ad --model pca --set n_components=many -o x.h5ad", ("n_components", "many")),
+    "option form": ("embed cells.h5ad --model pca --set n_components -o x.h5ad", ("--set", "name=value")),
+    "option yaml": ("embed cells.h5ad --model pca --set n_components=[1 -o x.h5ad", ("--set", "n_components")),
+    "precision": ("embed cells.h5ad --model pca --precision int3 -o x.h5ad", ("precision", "int3")),
+    "seed": ("embed cells.h5ad --model pca --seed -1 -o x.h5ad", ("seed", "-1")),
+    "modality": ("embed cells.h5mu --model pca --mod x -o x.h5mu", ("mod", "rna", "prot")),
+    "output kind": ("embed cells.h5mu --model pca -o x.h5ad", ("output", "x.h5ad", ".h5mu")),
+    "folder in the way": ("embed cells.h5ad --model pca -o file/x.h5ad", ("output", "file")),
+    "check layer": ("check cells.h5ad --layer absent", ("layer", "absent")),
+    "check kind": ("check run.yaml", ("run.yaml", ".h5ad")),
+    "train labels": ("train yes.h5ad --model pca -o p", ("label_key", "yes", "sensitive")),
+    "train one label": ("train one.h5ad --model pca -o p", ("label_key", "both classes")),
+    "train strategy": ("train cells.h5ad --model pca --strategy lorra -o p", ("strategy", "lorra", "lora")),
+    "train head": ("train cells.h5ad --model pca --head mpl -o p", ("head", "mpl", "mlp")),
+    "train use_rep": ("train cells.h5ad --use-rep absent -o p", ("use_rep", "absent", "X_rep")),
+    "train nothing": ("train cells.h5ad -o p", ("model", "use_rep")),
+    "train option": ("train cells.h5ad --model pca --set n_fold=3 -o p", ("n_fold",)),
+    "train over": ("train cells.h5ad --model pca -o by_model", ("path", "overwrite")),
+    "train file": ("train cells.h5ad --model pca -o file", ("output", "folder")),
+    "predict genes": ("predict foreign.h5ad --predictor by_model -o x.csv", ("adata.var", "none of the")),
+    "predict broken": ("predict cells.h5ad --predictor broken -o x.csv", ("predictor.json", "JSON")),
+    "predict kind": ("predict cells.h5ad --predictor by_model -o x.xlsx", ("output", ".parquet")),
+    "predict key": ("predict cells.h5ad --predictor by_model --key-added a/b -o x.csv", ("key_added", "a/b")),
+    "predict option": ("predict cells.h5ad --predictor by_model --set abstain=7 -o x.csv", ("abstain", "7")),
+    "benchmark model": ("benchmark cells.h5ad --model X_repp -o r", ("X_repp", "X_rep")),
+    "benchmark split": ("benchmark cells.h5ad --model X_rep --split sideways -o r", ("split", "sideways", "sample")),
+    "benchmark folds": ("benchmark cells.h5ad --model X_rep --n-folds 1 -o r", ("n_folds", "1")),
+    "benchmark by": ("benchmark cells.h5ad --model X_rep --by absent -o r", ("by", "absent")),
+    "benchmark labels": ("benchmark yes.h5ad --model X_rep -o r", ("label_key", "yes")),
+    "benchmark spec field": ("benchmark run.yaml", ("modles", "models")),
+    "benchmark spec absent": ("benchmark absent.yaml", ("absent.yaml",)),
+    "report": ("report absent -o x.html", ("absent", "benchmark")),
+    "models fetch": ("models fetch pca", ("pca", "checkpoint")),
+    "datasets info": ("datasets info GSE14044", ("GSE14044", "GSE140440")),
+    "datasets fetch": ("datasets fetch GSE14044", ("GSE14044", "GSE140440")),
+}
+
+
+@pytest.fixture(scope="module")
+def desk(made, tmp_path_factory) -> Path:
+    """A folder of good and bad files."""
+    folder = tmp_path_factory.mktemp("desk")
+    files = {
+        "cells": made.cells, "log": normalised(made.cells.copy()), "empty": no_genes(made.cells),
+        "yes": relabel(lambda a: np.where(np.arange(a.n_obs) % 2, "yes", "no"))(made.cells.copy()),
+        "one": relabel(lambda a: "resistant")(made.cells.copy()), "foreign": foreign(made.cells.copy()),
+    }  # fmt: skip
+    for name, cells in files.items():
+        cells.write_h5ad(folder / f"{name}.h5ad")
+    made.mdata.write_h5mu(folder / "cells.h5mu")
+    for name in ("by_model", "broken"):
+        made.by_model.save(folder / name)
+    (folder / "broken" / "predictor.json").write_text("{")
+    (folder / "file").write_text("in the way")
+    (folder / "run.yaml").write_text("input: cells.h5ad\noutput: r\nmodles: [pca]\n")
+    return folder
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands(desk, name, monkeypatch, capsys):
+    from scdrugmap.cli import main
+
+    command, words = COMMANDS[name]
+    monkeypatch.chdir(desk)
+    monkeypatch.setattr("sys.argv", ["scdrugmap", *command.split()])
+    files = listing(desk)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capsys.readouterr()
+    assert ended.value.code == 2, printed
+    assert "Traceback" not in printed.err
+    assert printed.err.count("scdrugmap: ") == 1, printed.err
+    for word in words:
+        assert word.lower() in printed.err.lower(), printed.err
+    assert listing(desk) == files

@@ -73,6 +73,7 @@ class TrainSpec(RunSpec):
     label_key: str = "response"
     groups: str | None = None
     head: str = "mlp"
+    overwrite: bool = Field(False, description="Replace an earlier predictor of this name.")
     options: dict[str, Any] = Field(default_factory=dict, description="Further arguments of sd.tl.train.")
 
 

@@ -108,6 +108,24 @@ def test_summary_by_model_and_levels(result):
         result.summary(metrics="f2")
 
 
+@pytest.mark.parametrize("level", ["cell", "sample"])
+def test_floor_is_the_value_of_calling_every_cell_sensitive(result, adata, level):
+    summary = result.summary(metrics=None, level=level, n_resamples=0)
+    keys = ["setting", "split", "by", "category", "metric"]
+    called = summary[summary["model"] == "all_sensitive"].set_index(keys)["value"]
+    known = summary[summary["n_folds"] > 0]
+    expected = called.loc[pd.MultiIndex.from_frame(known[keys])].to_numpy()
+    np.testing.assert_allclose(known["floor"].to_numpy(dtype=float), expected)
+    assert summary.loc[summary["n_folds"] == 0, "floor"].isna().all()
+
+
+def test_floor_needs_no_baseline(adata):
+    result = sd.tl.benchmark(adata, models="X_noise", head="logistic", n_folds=4, rng=0, baselines=[])
+    floor = result.summary(metrics=["f1", "auroc", "accuracy"]).set_index("metric")["floor"]
+    p = (adata.obs["response"] == "sensitive").mean()
+    assert floor.to_dict() == pytest.approx({"f1": 2 * p / (1 + p), "auroc": 0.5, "accuracy": p})
+
+
 def test_categories_without_values_stay_with_their_reason(result):
     summary = result.summary(metrics="f1")
     gone = summary[(summary["setting"] == "cross") & (summary["category"] == "marrow")]

@@ -116,6 +116,7 @@ def train(
     label_key: Annotated[str | None, typer.Option(help="Column of obs with the labels.")] = None,
     groups: Annotated[str | None, typer.Option(help="Column of obs whose cells stay together.")] = None,
     head: Annotated[str | None, typer.Option(help="mlp or logistic.")] = None,
+    overwrite: Annotated[bool | None, typer.Option("--overwrite", help="Replace an earlier predictor.")] = None,
     layer: Layer = None,
     mod: Mod = None,
     device: Device = None,
@@ -130,8 +131,8 @@ def train(
     run_train(
         TrainSpec.build(
             spec, input=input, output=output, model=model, use_rep=use_rep, strategy=strategy, checkpoint=checkpoint,
-            label_key=label_key, groups=groups, head=head, layer=layer, mod=mod, device=device, seed=seed,
-            options=_options(set_),
+            label_key=label_key, groups=groups, head=head, overwrite=overwrite, layer=layer, mod=mod, device=device,
+            seed=seed, options=_options(set_),
         )
     )  # fmt: skip
 
@@ -187,7 +188,7 @@ def benchmark(
     set_: Set = None,
     spec: Spec = None,
 ) -> None:
-    """Benchmark models without leaks; writes results.parquet, results.csv, report.html and the specification."""
+    """Benchmark models without leaks; writes result/ (Parquet), results.csv, report.html and the specification."""
     from scdrugmap.cli._runs import run_benchmark
     from scdrugmap.spec import BenchmarkSpec
 
@@ -205,7 +206,7 @@ def benchmark(
 
 @app.command()
 def report(
-    results: Annotated[Path, typer.Argument(help="Folder or Parquet file that a benchmark wrote.")],
+    results: Annotated[Path, typer.Argument(help="Folder that a benchmark wrote, or a run store.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
 ) -> None:
     """Write the one-page HTML report of a finished benchmark."""

@@ -69,7 +69,7 @@ def run_demo(folder: Path, seed: int) -> None:
         is_query = (adata.obs["study"] == held_out).to_numpy()
         reference, query = adata[~is_query].copy(), adata[is_query].copy()
         predictor = sd.tl.train(reference, model="pca", groups="sample", rng=seed)
-        predictor.save(folder / "predictor")
+        predictor.save(folder / "predictor", overwrite=True)
         sd.tl.predict_response(query, predictor)
         for column in ("response_pred", "response_score"):
             values = query.obs[column]
@@ -96,8 +96,8 @@ def run_demo(folder: Path, seed: int) -> None:
         write_cells(adata, folder / "cells.h5ad")
         table = pd.concat([pooled.table, cross.table], ignore_index=True)
         table.to_csv(folder / "results.csv", index=False)
-        pooled.to_parquet(folder / "pooled.parquet")
-        cross.to_parquet(folder / "cross.parquet")
+        pooled.to_parquet(folder / "pooled")
+        cross.to_parquet(folder / "cross")
         pooled.report(folder / "pooled.html")
         cross.report(folder / "report.html")
         bar.advance(task)

@@ -39,13 +39,15 @@ def run_train(spec: TrainSpec) -> None:
     import scdrugmap as sd
 
     check_writable(spec.output)
+    if not spec.overwrite and spec.output.is_dir() and any(spec.output.iterdir()):
+        raise InputError("output", str(spec.output), "an empty or new folder", "pass --overwrite or another name.")
     cells = read_cells(spec.input)
     predictor = sd.tl.train(
         cells, **_given(model=spec.model, use_rep=spec.use_rep, checkpoint=spec.checkpoint, layer=spec.layer),
         strategy=spec.strategy, label_key=spec.label_key, groups=spec.groups, head=spec.head, device=spec.device,
         rng=spec.seed, mod=spec.mod, **spec.options,
     )  # fmt: skip
-    predictor.save(spec.output)
+    predictor.save(spec.output, overwrite=True)
     (spec.output / "run.yaml").write_text(spec.to_yaml())
     console.print(f"saved {spec.output}/ (card: {spec.output / 'README.md'})")
     console.print(f"next: scdrugmap predict query.h5ad --predictor {spec.output} -o predicted.h5ad")
@@ -91,12 +93,12 @@ def run_benchmark(spec: BenchmarkSpec) -> None:
                  head=None if spec.preset else spec.head),
         **spec.options,
     )  # fmt: skip
-    result.to_parquet(spec.output / "results.parquet")
+    result.to_parquet(spec.output / "result")
     result.table.to_csv(spec.output / "results.csv", index=False)
     result.report(spec.output / "report.html")
     (spec.output / "run.yaml").write_text(spec.to_yaml())
     print_summary(result, f"{spec.setting}, split by {spec.split} [95 % interval over samples or studies]")
-    console.print(f"wrote {spec.output}/: results.parquet, results.csv, report.html, run.yaml")
+    console.print(f"wrote {spec.output}/: result/ (Parquet), results.csv, report.html, run.yaml")
 
 
 def run_report(results: Path, output: Path) -> None:
@@ -104,7 +106,7 @@ def run_report(results: Path, output: Path) -> None:
     from scdrugmap.evaluation import BenchmarkResult
 
     check_writable(output, ".html")
-    file = results / "results.parquet" if results.is_dir() else results
+    file = results / "result" if (results / "result").is_dir() else results
     if not file.exists():
         raise InputError("results", str(results), "results that a benchmark wrote", "run scdrugmap benchmark first.")
     BenchmarkResult.from_parquet(file).report(output)

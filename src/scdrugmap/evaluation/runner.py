@@ -6,16 +6,19 @@ batch, and a representation that is fitted per fold is fitted once for all heads
 
 from __future__ import annotations
 
+import pickle
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from scdrugmap._errors import ScDrugMapWarning
+from scdrugmap._errors import InputError, ScDrugMapWarning
 from scdrugmap._logging import get_logger, progress
+from scdrugmap.evaluation.backed import portable
 from scdrugmap.evaluation.cells import Cells
 from scdrugmap.evaluation.contenders import Contender, Head
 from scdrugmap.evaluation.splits import Partition
@@ -140,7 +143,8 @@ def run(
     seed
         As in :func:`plan`.
     n_jobs
-        Processes; ``None`` takes joblib's context (``joblib.parallel_config``) or ``settings.n_jobs``.
+        Processes; ``None`` takes joblib's context (``joblib.parallel_config``), the ``dask.distributed`` client that is
+        open in this process, or ``settings.n_jobs``.
     show_progress
         Force or forbid the bar.
 
@@ -175,6 +179,13 @@ def run(
                 for task, done in _execute(pending, payload, n_jobs):
                     _collect(task, done, result, store)
                     bar.update(len(task.units))
+            except pickle.PicklingError as error:
+                raise InputError(
+                    "n_jobs",
+                    f"work that cannot be sent to another process: {error.__cause__ or error}",
+                    "models and data that can be pickled",
+                    "pass n_jobs=1, or load the file first: adata = adata.to_memory().",
+                ) from error
             except Exception as error:  # whatever a scheduler raises when a worker is gone
                 if attempt == RETRIES:
                     raise
@@ -204,7 +215,7 @@ def _payload(cells: Cells, counts: Counted | None, seed: int, store: RunStore | 
     return {
         "y": cells.y,
         "sample": cells.sample_codes,
-        "counts": None if counts is None else counts.X,
+        "counts": None if counts is None else portable(counts.X),
         "genes": None if counts is None else counts.genes,
         "batch": np.unique(cells.study, return_inverse=True)[1],
         "seed": seed,
@@ -219,18 +230,27 @@ def _execute(
     import joblib
     from joblib.parallel import get_active_backend
 
+    from scdrugmap.models.distributed import active_client
+    from scdrugmap.settings import settings
+
     backend, configured = get_active_backend()
     local = type(backend).__name__ in ("LokyBackend", "SequentialBackend", "ThreadingBackend", "MultiprocessingBackend")
+    context: AbstractContextManager[Any] = nullcontext()
     if n_jobs is None and local and configured in (None, 1):
-        from scdrugmap.settings import settings
-
-        n_jobs = settings.n_jobs
+        client = active_client()
+        if client is None:
+            n_jobs = settings.n_jobs
+        else:
+            n_jobs, local = -1, False
+            context = joblib.parallel_config(backend="dask", client=client)
     if n_jobs == 1 and local:
         for task in tasks:
             yield task, run_task(task, **payload)
         return
-    streams = getattr(backend, "supports_return_generator", False)
-    parallel = joblib.Parallel(n_jobs=n_jobs, batch_size=1, return_as="generator_unordered" if streams else "list")
+    with context:
+        streams = getattr(get_active_backend()[0], "supports_return_generator", False)
+        how = "generator_unordered" if streams else "list"
+        parallel = joblib.Parallel(n_jobs=n_jobs, batch_size=1, return_as=how)
     # Large arrays travel as arguments of their own, which joblib maps into memory or scatters once.
     torch = any(t.contender.kind in ("fitted", "custom") or "mlp" in {h.name for h in t.heads} for t in tasks)
     jobs = (joblib.delayed(_numbered)(i, _light(t), t.contender.X, torch, **payload) for i, t in enumerate(tasks))

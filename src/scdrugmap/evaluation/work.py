@@ -16,6 +16,8 @@ from scdrugmap.evaluation.store import Outcome, RunStore, Unit
 
 #: Strategy of the units that predict the sample instead of the response.
 PROBE = "sample_probe"
+#: Rows that a fitted representation is applied to at once; bounds the memory where the counts are in a file.
+BLOCK = 8192
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +126,8 @@ def fit_transform(contender: Contender, data: Data, train: np.ndarray, rows: np.
     counts, genes, batch = data
     source = CountSource(counts)
     model.fit(source[train], genes, batch=batch[train])
-    return np.asarray(model.transform(source[rows], genes), dtype=np.float32)
+    parts = [rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)]
+    return np.concatenate([np.asarray(model.transform(source[part], genes), dtype=np.float32) for part in parts])
 
 
 def _manifest(task: Task, seed: int, seconds: float) -> dict[str, Any]:

@@ -57,6 +57,21 @@ def new_axes(ax: Axes | None, size: tuple[float, float], **options: Any) -> Axes
     return ax
 
 
+def new_square(ax: Axes | None, left: float, right: float, side: float = 3.1, **options: Any) -> Axes:
+    """Return the given axes or new square ones, with room in inches for names on the left and a legend on the right.
+
+    A layout engine does not settle on axes of fixed aspect: each drawing would move them.
+    """
+    if ax is not None:
+        return new_axes(ax, (0, 0))
+    import matplotlib.pyplot as plt
+
+    below, above = 0.62, 0.62
+    width, height = left + side + right, below + side + above
+    figure = plt.figure(figsize=(width, height))
+    return figure.add_axes((left / width, below / height, side / width, side / height), **options)
+
+
 def finish(ax: Any, *, show: bool | None, save: str | os.PathLike[str] | None) -> Any:
     """Save and show the figure; return the axes unless it was shown.
 
@@ -80,6 +95,11 @@ def finish(ax: Any, *, show: bool | None, save: str | os.PathLike[str] | None) -
         plt.show()
         return None
     return ax
+
+
+def legend(ax: Axes, apart: float = 1.02) -> None:
+    """Write the legend beside the axes."""
+    ax.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(apart, 1))
 
 
 def clean(ax: Axes) -> None:

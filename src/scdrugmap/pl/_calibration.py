@@ -64,7 +64,7 @@ def calibration(
     if not isinstance(n_bins, int | np.integer) or n_bins < 2:
         raise InputError("n_bins", n_bins, "an integer of two or more", "the default is 10.")
     contenders = [(label, folds) for label, folds in folds_of(result, category, models) if folds]
-    ax = _axes.new_axes(ax, (6.0, 4.0))
+    ax = _axes.new_square(ax, 0.7, 1.9)
     look = _axes.styles(result)
     share = 0.0
     for label, folds in contenders:
@@ -86,7 +86,7 @@ def calibration(
         box_aspect=1,
     )  # fmt: skip
     _axes.title(ax, drawn_note(result, category))
-    ax.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    _axes.legend(ax)
     _axes.clean(ax)
     return _axes.finish(ax, show=show, save=save)
 

@@ -64,7 +64,7 @@ def roc(
     ax, _ = _bands(result, category, models, ax, _true_positive_rate, start=0.0)
     ax.plot([0, 1], [0, 1], color=_axes.FLOOR, ls="--", lw=1.3, label=f"chance ({_axes.FLOOR_NAME})")
     ax.set(xlabel="1 - specificity", ylabel="sensitivity (recall of sensitive cells)")
-    ax.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    _axes.legend(ax)
     return _axes.finish(ax, show=show, save=save)
 
 
@@ -107,7 +107,7 @@ def precision_recall(
     ax, share = _bands(result, category, models, ax, _precision)
     ax.axhline(share, color=_axes.FLOOR, ls="--", lw=1.3, label=f"{_axes.FLOOR_NAME} ({share:.2f})")
     ax.set(xlabel="recall of sensitive cells", ylabel="precision")
-    ax.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    _axes.legend(ax)
     return _axes.finish(ax, show=show, save=save)
 
 
@@ -163,7 +163,7 @@ def _bands(
         raise InputError(
             "result", "no fold with both classes and different scores", "one or more", "try sd.pl.benchmark."
         )
-    ax = _axes.new_axes(ax, (5.8, 4.0))
+    ax = _axes.new_square(ax, 0.7, 1.9)
     look = _axes.styles(result)
     shade = 0.14 * min(1.0, 6 / len(both))
     for label, folds in both.items():

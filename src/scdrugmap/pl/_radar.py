@@ -70,7 +70,7 @@ def radar(
         raise InputError(
             "ax", type(ax).__name__, "polar axes", "plt.subplots(subplot_kw={'projection': 'polar'}) makes them."
         )
-    axes: Any = _axes.new_axes(ax, (6.6, 4.6), subplot_kw={"projection": "polar"})
+    axes: Any = _axes.new_square(ax, 1.15, 2.5, projection="polar")
     look, floor = _axes.styles(result), _axes.floors(table, places)
     step = 2 * np.pi / len(places)
     angle = np.arange(len(places)) * step
@@ -102,12 +102,7 @@ def radar(
     axes.grid(color="#d9d9d9", lw=0.6)
     axes.set_axisbelow(True)
     _axes.title(axes, f"{_axes.metric_label(result, metric, level)}: {_axes.split_note(table)}")
-    if ax is None:
-        # Beside the axes, and beside the names around them.
-        handles, names = axes.get_legend_handles_labels()
-        axes.figure.legend(handles, names, fontsize=7, frameon=False, loc="outside right upper")
-    else:
-        axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.3, 1))
+    _axes.legend(axes, apart=1.34)
     return _axes.finish(axes, show=show, save=save)
 
 

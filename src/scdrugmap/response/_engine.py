@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch.optim.adamw import adamw
 
+from scdrugmap._threads import threads_for
+
 #: Parameters, gradients and moments that train side by side on a processor; the rest waits its turn.
 CPU_BLOCK_BYTES = 4 * 2**30
 
@@ -87,7 +89,10 @@ def train_heads(
     results: list[HeadResult | None] = [None] * len(tasks)
     for start in range(0, len(order), block):
         chosen = order[start : start + block]
-        trained = _Stack(features, y, [tasks[i] for i in chosen], options).run()
+        # Forward, and backward for weights and for inputs.
+        flops = 6.0 * n_parameters * len(chosen) * options.batch_size
+        with threads_for(flops):
+            trained = _Stack(features, y, [tasks[i] for i in chosen], options).run()
         for i, result in zip(chosen, trained, strict=True):
             results[i] = result
     return [r for r in results if r is not None]

@@ -98,6 +98,7 @@ class ResponsePredictor:
         -------
         Array (cells, d) float32; a row of NaN for a cell that cannot be embedded.
         """
+        _anndata.refuse_empty(_anndata.resolve(adata, mod=mod))
         return self.representation.features(adata, mod, Engine(batch_size, device, precision, progress, layer))
 
     def predict_features(

@@ -15,7 +15,7 @@ from scdrugmap._errors import InputError, ScDrugMapWarning, UnknownNameError
 from scdrugmap._keys import KEYS
 from scdrugmap.evaluation import inputs
 from scdrugmap.evaluation.cells import SAME_SAMPLE, study_card
-from scdrugmap.evaluation.contenders import Head
+from scdrugmap.evaluation.contenders import Contender, Head
 from scdrugmap.evaluation.grid import make_partitions, run_grid, splits_of
 from scdrugmap.evaluation.metrics import Metrics, resolve_metrics
 from scdrugmap.tl._benchmark_models import Asked
@@ -195,6 +195,7 @@ def benchmark(
         seed, store,
     )  # fmt: skip
     contenders, counts = asked.contenders(models, counts)
+    _refuse_missing(contenders, cells.y)
     contenders = [
         inputs.guard_context(c, inputs.group_column(c, data), partitions, args["group_context"]) for c in contenders
     ]
@@ -249,6 +250,20 @@ def _warn_unlabelled(y: np.ndarray, label_key: str) -> None:
         raise InputError("label_key", f"no label in obs[{label_key!r}]", "labelled cells", "pass another column.")
     if missing:
         warnings.warn(f"{missing} of {len(y)} cells have no label and take no part", ScDrugMapWarning, stacklevel=3)
+
+
+def _refuse_missing(contenders: Sequence[Contender], y: np.ndarray) -> None:
+    """Refuse gaps among the numbers of a cell; a row of NaN alone is a cell without embedding."""
+    for c in contenders:
+        if c.X is None:
+            continue
+        X = c.X[y >= 0]
+        bad = int((~np.isfinite(X).all(axis=1) & ~np.isnan(X).all(axis=1)).sum())
+        if bad:
+            raise InputError(
+                "models", f"{c.name!r}: NaN or infinite values in {bad} of {len(X)} labelled cells",
+                "finite numbers, or a row of NaN alone for a cell without embedding", "embed again, or drop these cells.",
+            )  # fmt: skip
 
 
 def _copies(duplicates: np.ndarray | None) -> int | None:

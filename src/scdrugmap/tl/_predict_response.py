@@ -106,6 +106,8 @@ def predict_response(
         one that the predictor abstains from.
     ``obs["<key>_score"]``
         P(sensitive), float32.
+    ``obs["<key>_status"]``
+        For ``strategy="prompt"``: whether the cell was answered, refused or not readable.
     ``obs["<key>_set"]``
         ``"resistant"``, ``"sensitive"``, ``"resistant|sensitive"`` or ``""``.
     ``obs["<key>_ood"]``
@@ -136,6 +138,13 @@ def predict_response(
         raise UnknownNameError("strategy", strategy, STRATEGIES)
     check_key(key_added)
     if strategy == "prompt":
+        given = {
+            "predictor": predictor, "use_rep": use_rep, "sample_key": sample_key, "conformal": conformal, "ood": ood,
+            "abstain": abstain, "batch_size": batch_size, "device": device, "precision": precision,
+        }  # fmt: skip
+        for name, value in given.items():
+            if value is not None:
+                raise InputError(name, value, "None with strategy='prompt'", "leave it out.")
         from scdrugmap.tl._prompt_response import prompt_response
 
         return prompt_response(
