@@ -34,6 +34,7 @@ from scdrugmap.evaluation.metrics import evaluate
 
 METRICS = ("f1", "f1_macro", "auroc", "auprc")
 TRIVIAL = ["all_sensitive", "majority", "random", "depth", "sample_probe"]
+NAMES = {"tian": "mixology", "scc47": "SCC47", "jhu006": "JHU006"}
 LEVELS = (0.8, 0.9, 0.95)
 SPLIT_NAMES = {
     ("pooled", "cell"): "random cells",
@@ -215,26 +216,26 @@ def cross(studies: dict[str, ad.AnnData], args: argparse.Namespace, out: Out) ->
     wide = rows.pivot_table(index=["group", "model"], columns="metric", values="value", sort=False)
     wide = wide[[m for m in METRICS if m in wide]].reset_index().rename(columns={"group": "tested on"})
     out.table("cross", "Trained on one study, tested on the other", wide.rename_axis(columns=None))
-    line = both.obs["sample"].astype(str).str.split(":").str[1]
-    of = {"mixology": both.obs["study"] == "Tian 2019", "SCC47": line == "SCC47", "JHU006": line == "JHU006"}
-    pairs = [("mixology", "SCC47"), ("mixology", "JHU006"), ("SCC47", "JHU006"), ("JHU006", "SCC47")]
-    pairs += [("SCC47", "mixology"), ("JHU006", "mixology")]
     records = []
-    for source, target in pairs:
-        predictor = sd.tl.train(both[of[source]].copy(), "hvg", head="logistic", ood=True, rng=args.seed)
-        query = both[of[target]].copy()
-        known = query.obs["response"].copy()
-        sd.tl.predict_response(query, predictor, key_added="call")
-        y = (known == "sensitive").to_numpy().astype(int)
-        scores = evaluate(
-            y, query.obs["call_score"].to_numpy(), (query.obs["call_pred"] == "sensitive").to_numpy(), list(METRICS)
-        )
-        p = y.mean()
-        records.append(
-            {"trained on": source, "tested on": target, **{k: v for k, (v, _) in scores.items()}}
-            | {"floor f1": 2 * p / (1 + p), "out of domain": float(query.obs["call_ood"].mean())}
-        )
-    out.table("transfer", "Logistic regression on variable genes, source to target", pd.DataFrame(records))
+    for model in ("hvg", "pca"):
+        for a, b in (("tian", "scc47"), ("tian", "jhu006"), ("scc47", "jhu006")):
+            pair = sd.pp.concat_studies({NAMES[a]: studies[a], NAMES[b]: studies[b]})
+            sides = [pair[pair.obs["study"] == NAMES[k]].copy() for k in (a, b)]
+            for source, target in (sides, sides[::-1]):
+                records.append({"model": model, **transfer(source, target, model, args.seed)})
+    out.table("transfer", "Logistic regression, source to target", pd.DataFrame(records))
+
+
+def transfer(source: ad.AnnData, query: ad.AnnData, model: str, seed: int) -> dict[str, Any]:
+    """Train on one study, predict another over their common genes, and score the calls."""
+    predictor = sd.tl.train(source, model, head="logistic", ood=True, rng=seed)
+    found = sd.tl.predict_response(query, predictor, key_added="call", copy=True)
+    y = (query.obs["response"] == "sensitive").to_numpy().astype(int)
+    score, pred = found.obs["call_score"].to_numpy(), (found.obs["call_pred"] == "sensitive").to_numpy()
+    scores = {name: value for name, (value, _) in evaluate(y, score, pred, list(METRICS)).items()}
+    names = {"trained on": source.obs["study"].iloc[0], "tested on": query.obs["study"].iloc[0], "genes": query.n_vars}
+    p = float(y.mean())
+    return names | scores | {"floor f1": 2 * p / (1 + p), "out of domain": float(found.obs["call_ood"].mean())}
 
 
 # Prediction sets --------------------------------------------------------------------------------------------
@@ -249,9 +250,7 @@ def coverage(
     train: ad.AnnData, query: ad.AnnData, sample_key: str, seed: int, *, model: str = "pca", **options: Any
 ) -> pd.DataFrame:
     """Coverage of the sets on held-out cells at several nominal levels."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="calibration and conformal sets split single cells")
-        predictor = sd.tl.train(train, model, head="logistic", conformal=0.9, rng=seed, **options)
+    predictor = sd.tl.train(train, model, head="logistic", conformal=0.9, rng=seed, **options)
     records = []
     for level in LEVELS:
         found = sd.tl.predict_response(query, predictor, key_added="call", conformal=level, copy=True)
@@ -302,11 +301,16 @@ def conformal(studies: dict[str, ad.AnnData], args: argparse.Namespace, out: Out
     parts.append(mixology)
     both = two_studies(studies)
     line = both.obs["sample"].astype(str).str.split(":").str[1]
-    scc, jhu, lung = (both[m.to_numpy()].copy() for m in (line == "SCC47", line == "JHU006", both.obs["study"] == "Tian 2019"))
-    for name, a, b in (("SCC47 -> JHU006", scc, jhu), ("SCC47 -> mixology (another study)", scc, lung)):
-        options = {"groups": "cell"}
-        a.obs["cell"] = a.obs_names
-        parts.append(coverage(a, b, "sample", args.seed, model="hvg", **options).assign(task=name, runs=1))
+    scc = both[(line == "SCC47").to_numpy()].copy()
+    # The line is one sample: calibration has nothing but its cells to hold out.
+    scc.obs["cell"] = scc.obs_names
+    new = {
+        "SCC47 -> JHU006": both[(line == "JHU006").to_numpy()].copy(),
+        "SCC47 -> mixology (another study)": both[(both.obs["study"] == "Tian 2019").to_numpy()].copy(),
+    }
+    for name, query in new.items():
+        one = coverage(scc, query, "sample", args.seed, model="hvg", groups="cell")
+        parts.append(one.assign(task=name, runs=1))
     table = pd.concat(parts, ignore_index=True)
     first = ["task", "runs", "nominal", "coverage", "coverage sensitive", "coverage resistant", "worst sample"]
     out.table(
@@ -324,7 +328,9 @@ def main() -> None:
     parser.add_argument("--scvi-epochs", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=10, help="simulated data sets per row of the conformal table")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action="store_true", help="keep finished units in the output folder and go on there")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep finished units in the output folder and go on there"
+    )
     args = parser.parse_args()
     if not (args.data / "tian2019_lung_mixology.h5ad").is_file():
         parser.error(f"no studies in {args.data}; point SCDRUGMAP_SHARED at the folder above 'data'")

@@ -329,7 +329,7 @@ USES_REP = ["tl.train(use_rep)", "tl.predict_response(use_rep)", "tl.benchmark(u
 def test_embeddings_that_cannot_be_used(made, name):
     check_unchanged(made, name, without_embedding, "X_rep", "obsm")
     check_unchanged(made, name, nan_embedding, "NaN", kind=InputError)
-    check_unchanged(made, name, words_embedding, "number", kind=InputError)
+    check_unchanged(made, name, words_embedding, "num", kind=InputError)
     if "predict" in name:
         check_unchanged(made, name, other_width, "2 columns", "4", kind=InputError)
 
@@ -418,9 +418,7 @@ ABSENT: dict[str, tuple[Call, str]] = {
 @pytest.mark.parametrize("name", ABSENT)
 def test_missing_keys(made, name):
     call, argument = ABSENT[name]
-    check_unchanged(
-        made, name, lambda a: a, "absent", kind=MissingKeyError, argument=argument, calls={name: call}
-    )
+    check_unchanged(made, name, lambda a: a, "absent", kind=MissingKeyError, argument=argument, calls={name: call})
 
 
 MOD: dict[str, Call] = {
@@ -573,7 +571,10 @@ COMBINATIONS: dict[str, tuple[Call, tuple[str, ...]]] = {
     "train model number": (lambda a, w: sd.tl.train(a, 3), ("model", "3")),
     "train head number": (lambda a, w: sd.tl.train(a, "pca", head=3), ("head",)),
     "train head without proba": (lambda a, w: sd.tl.train(a, "pca", head=svc()), ("predict_proba",)),
-    "train head option": (lambda a, w: sd.tl.train(a, "pca", head_options={"epoch": 3}), ("head_options", "epoch", "epochs")),
+    "train head option": (
+        lambda a, w: sd.tl.train(a, "pca", head_options={"epoch": 3}),
+        ("head_options", "epoch", "epochs"),
+    ),
     "train lora head": (lambda a, w: sd.tl.train(a, w.network, strategy="lora", head="logistic"), ("head", "mlp")),
     "train lora baseline": (lambda a, w: sd.tl.train(a, "pca", strategy="lora"), ("PCA", "network")),
     "train lora_options": (lambda a, w: sd.tl.train(a, "pca", lora_options={"r": 4}), ("strategy='lora'",)),
@@ -681,7 +682,16 @@ def test_arguments_that_do_not_fit(made, name):
 
 PLOTS: dict[str, Callable[..., Any]] = {
     name: getattr(sd.pl, name)
-    for name in ("benchmark", "heatmap", "violin", "radar", "roc", "precision_recall", "calibration", "critical_difference")
+    for name in (
+        "benchmark",
+        "heatmap",
+        "violin",
+        "radar",
+        "roc",
+        "precision_recall",
+        "calibration",
+        "critical_difference",
+    )
 }
 
 
@@ -771,7 +781,7 @@ FOLDER_FAULTS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "files of another type": (lambda p: edit(p, files=["head.safetensors"]), ("predictor.json",)),
     "head of another type": (lambda p: edit(p, head=3), ("predictor.json",)),
     "head unknown": (lambda p: edit(p, head={"kind": "forest", "params": {}, "classes": []}), ("forest",)),
-    "representation unknown": (lambda p: edit(p, representation={"kind": "dream"}), ("dream",)),
+    "representation unknown": (lambda p: edit(p, representation={"kind": "dream"}), ("predictor.json",)),
     "no arrays": (lambda p: (p / "head.safetensors").unlink(), ("head.safetensors", "missing")),
     "cut arrays": (lambda p: cut(p / "head.safetensors"), ("head.safetensors", "changed")),
     "outside": (lambda p: edit(p, files={"../secret": "0"}), ("../secret",)),
@@ -869,7 +879,8 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "train use_rep": ("train cells.h5ad --use-rep absent -o p", ("use_rep", "absent", "X_rep")),
     "train nothing": ("train cells.h5ad -o p", ("model", "use_rep")),
     "train option": ("train cells.h5ad --model pca --set n_fold=3 -o p", ("n_fold",)),
-    "train over": ("train cells.h5ad --model pca -o by_model", ("path", "overwrite")),
+    "train option twice": ("train cells.h5ad --model pca --set head=mlp -o p", ("options", "head")),
+    "train over": ("train cells.h5ad --model pca -o by_model", ("output", "overwrite")),
     "train file": ("train cells.h5ad --model pca -o file", ("output", "folder")),
     "predict genes": ("predict foreign.h5ad --predictor by_model -o x.csv", ("adata.var", "none of the")),
     "predict broken": ("predict cells.h5ad --predictor broken -o x.csv", ("predictor.json", "JSON")),
@@ -881,6 +892,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "benchmark folds": ("benchmark cells.h5ad --model X_rep --n-folds 1 -o r", ("n_folds", "1")),
     "benchmark by": ("benchmark cells.h5ad --model X_rep --by absent -o r", ("by", "absent")),
     "benchmark labels": ("benchmark yes.h5ad --model X_rep -o r", ("label_key", "yes")),
+    "benchmark option": ("benchmark cells.h5ad --model X_rep --set test_sise=0.2 -o r", ("test_sise", "test_size")),
     "benchmark spec field": ("benchmark run.yaml", ("modles", "models")),
     "benchmark spec absent": ("benchmark absent.yaml", ("absent.yaml",)),
     "report": ("report absent -o x.html", ("absent", "benchmark")),

@@ -77,7 +77,7 @@ def test_benchmark_from_yaml_and_report(files, tmp_path):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(spec))
     out = run("benchmark", tmp_path / "run.yaml")
     assert out.returncode == 0, out.stderr
-    for name in ("result/info.json", "results.csv", "report.html", "run.yaml"):
+    for name in ("result/result.json", "results.csv", "report.html", "run.yaml"):
         assert (tmp_path / "results" / name).stat().st_size > 0
     echoed = yaml.safe_load((tmp_path / "results" / "run.yaml").read_text())
     assert {k: echoed[k] for k in spec} == spec

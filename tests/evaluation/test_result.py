@@ -215,6 +215,20 @@ def test_report_is_one_file_that_says_what_matters(result, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 
+def test_report_sets_the_ways_of_splitting_side_by_side(result, tmp_path):
+    page = result.report(tmp_path / "r.html", n_resamples=10, figures=[]).read_text()
+    assert "side by side" in page
+    row = result.summary(metrics="auroc", n_resamples=0)
+    row = row[(row["model"] == "X_log") & (row["category"] == "all")]
+    part = page[page.index("<b>AUROC</b>") :]
+    cells = re.findall(r"<td[^>]*>([\d.]+)<small>", part[part.index("<td>X_log</td>") :].split("</tr>")[0])
+    assert cells == [f"{v:.3f}" for v in row["value"]]
+    one = result.select(setting="cross", split="study")
+    assert "side by side" not in one.report(tmp_path / "one.html", n_resamples=10, figures=[]).read_text()
+    gone = one.select(category="marrow")
+    assert "No model could be evaluated." in gone.report(tmp_path / "gone.html", n_resamples=10).read_text()
+
+
 def test_report_takes_figures(result, tmp_path):
     def draw(ax):
         ax.plot([0, 1])

@@ -252,6 +252,14 @@ def test_error_of_a_worker_changes_nothing(client, checkpoint):
     assert not adata.obsm and not adata.uns
 
 
+def test_chunk_that_ends_every_worker(client, checkpoint):
+    def fatal(block):
+        raise dask_distributed.KilledWorker("chunk", None, 3)
+
+    with pytest.raises(InputError, match=r"worker process died.*smaller chunks"):
+        sd.tl.embed(cells(20, fatal), "tGPT", checkpoint=checkpoint)
+
+
 def test_model_that_cannot_be_sent(client):
     model = TGPT.random(example_cells()[1])
     model.handle = threading.Lock()

@@ -90,7 +90,9 @@ def test_lower_is_better_is_said_and_a_huge_floor_is_named(result):
 @pytest.mark.parametrize("over", ["category", "fold"])
 def test_violin_points(result, over):
     ax = sd.pl.violin(result, models=["scGPT", "tGPT"], over=over)
-    points = [np.sort(c.get_offsets()[:, 1]) for c in ax.collections if hasattr(c, "get_sizes") and len(c.get_offsets())]
+    points = [
+        np.sort(c.get_offsets()[:, 1]) for c in ax.collections if hasattr(c, "get_sizes") and len(c.get_offsets())
+    ]
     points = [p for p in points if len(p) > 1]
     for name, drawn in zip(["scGPT", "tGPT"], points, strict=True):
         folds = result.table.query(f"model == '{name}' and metric == 'f1_macro' and level == 'cell'")["value"]

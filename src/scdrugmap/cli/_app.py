@@ -228,5 +228,8 @@ def _options(pairs: list[str] | None) -> dict[str, Any] | None:
         name, equals, value = pair.partition("=")
         if not equals or not name:
             raise InputError("--set", pair, "name=value", "write for example --set max_length=64.")
-        options[name.strip().replace("-", "_")] = yaml.safe_load(value)
+        try:
+            options[name.strip().replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError("--set", pair, "a YAML value", "quote it, as in --set name='[1, 2]'.") from None
     return options

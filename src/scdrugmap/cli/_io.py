@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from scdrugmap._errors import InputError
+from scdrugmap._errors import InputError, OutputError
 
 
 def read_cells(path: Path) -> Any:
@@ -33,24 +33,36 @@ def read_cells(path: Path) -> Any:
 
 
 def check_writable(path: Path, *suffixes: str) -> None:
-    """Raise unless a file of one of these kinds (or, without any, a folder) can be written."""
+    """Raise unless a file of one of these kinds (or, without any, a folder) can be written; leave nothing behind."""
     if suffixes and path.suffix not in suffixes:
         raise InputError("output", str(path), "a name ending with " + " or ".join(suffixes), "rename the output.")
     if not suffixes and path.is_file():
         raise InputError("output", str(path), "a folder", "choose a name that is not a file.")
     folder = path if not suffixes else path.parent
+    absent = [f for f in (folder, *folder.parents) if not f.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
     except OSError as error:
-        raise InputError(
-            "output", str(path), "a place that can be written", f"choose another folder ({error})."
-        ) from None
-    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise OutputError("output", path, error) from None
+    finally:
+        for made in absent:
+            if made.is_dir():
+                made.rmdir()
+    if not writable:
         raise InputError("output", str(path), "a place that can be written", "choose another folder.")
+
+
+def check_kind(cells: Any, path: Path) -> None:
+    """Raise unless the kind of file fits what is to be written into it."""
+    suffix = ".h5mu" if hasattr(cells, "mod") else ".h5ad"
+    if path.suffix in (".h5ad", ".h5mu") and path.suffix != suffix:
+        raise InputError("output", str(path), f"a {suffix} file, as the input", f"call it {path.stem}{suffix}.")
 
 
 def write_cells(cells: Any, path: Path) -> None:
     """Write through a temporary name, so that a kill leaves no half file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial{path.suffix}")
     if path.suffix == ".h5mu":
         cells.write_h5mu(temporary)

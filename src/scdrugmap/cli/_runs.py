@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from scdrugmap._errors import InputError
-from scdrugmap.cli._io import check_writable, read_cells, write_cells
+from scdrugmap._errors import InputError, UnknownNameError
+from scdrugmap.cli._io import check_kind, check_writable, read_cells, write_cells
 from scdrugmap.spec import BenchmarkSpec, EmbedSpec, PredictSpec, RunSpec, TrainSpec
 
 #: Wide enough for tables when the output goes into a file or a pipe.
@@ -24,10 +26,11 @@ def run_embed(spec: EmbedSpec) -> None:
 
     check_writable(spec.output, ".h5ad", ".h5mu")
     cells = read_cells(spec.input)
-    sd.tl.embed(
-        cells, spec.model if len(spec.model) > 1 else spec.model[0], checkpoint=spec.checkpoint, layer=spec.layer,
+    check_kind(cells, spec.output)
+    call(
+        sd.tl.embed, spec.options, cells, spec.model if len(spec.model) > 1 else spec.model[0], checkpoint=spec.checkpoint, layer=spec.layer,
         key_added=spec.key_added, batch_size=spec.batch_size, device=spec.device, precision=spec.precision,
-        groups=spec.groups, rng=spec.seed, store=spec.store, mod=spec.mod, **spec.options,
+        groups=spec.groups, rng=spec.seed, store=spec.store, mod=spec.mod,
     )  # fmt: skip
     _write(cells, spec)
     slots = spec.key_added or ", ".join(f"X_{sd.models.info(m).key}" for m in spec.model)
@@ -42,10 +45,10 @@ def run_train(spec: TrainSpec) -> None:
     if not spec.overwrite and spec.output.is_dir() and any(spec.output.iterdir()):
         raise InputError("output", str(spec.output), "an empty or new folder", "pass --overwrite or another name.")
     cells = read_cells(spec.input)
-    predictor = sd.tl.train(
-        cells, **_given(model=spec.model, use_rep=spec.use_rep, checkpoint=spec.checkpoint, layer=spec.layer),
+    predictor = call(
+        sd.tl.train, spec.options, cells, **_given(model=spec.model, use_rep=spec.use_rep, checkpoint=spec.checkpoint, layer=spec.layer),
         strategy=spec.strategy, label_key=spec.label_key, groups=spec.groups, head=spec.head, device=spec.device,
-        rng=spec.seed, mod=spec.mod, **spec.options,
+        rng=spec.seed, mod=spec.mod,
     )  # fmt: skip
     predictor.save(spec.output, overwrite=True)
     (spec.output / "run.yaml").write_text(spec.to_yaml())
@@ -61,10 +64,12 @@ def run_predict(spec: PredictSpec) -> None:
     if not spec.predictor.is_dir():
         raise InputError("predictor", str(spec.predictor), "the folder of a saved predictor", "train one first.")
     cells = read_cells(spec.input)
-    sd.tl.predict_response(
-        cells, spec.predictor, key_added=spec.key_added, layer=spec.layer, device=spec.device, rng=spec.seed,
-        mod=spec.mod, **spec.options,
+    check_kind(cells, spec.output)
+    call(
+        sd.tl.predict_response, spec.options, cells, spec.predictor, key_added=spec.key_added, layer=spec.layer, device=spec.device, rng=spec.seed,
+        mod=spec.mod,
     )  # fmt: skip
+    spec.output.parent.mkdir(parents=True, exist_ok=True)
     obs = (cells.mod[spec.mod] if hasattr(cells, "mod") else cells).obs
     columns = [c for c in obs if str(c).startswith(f"{spec.key_added}_")]
     if spec.output.suffix == ".csv":
@@ -85,13 +90,14 @@ def run_benchmark(spec: BenchmarkSpec) -> None:
 
     check_writable(spec.output)
     cells = read_cells(spec.input)
-    result = sd.tl.benchmark(
-        cells, models=spec.models, strategy=spec.strategy, setting=spec.setting, by=spec.by, split=spec.split,
+    if spec.device is not None:
+        sd.settings.device = spec.device
+    result = call(
+        sd.tl.benchmark, spec.options, cells, models=spec.models, strategy=spec.strategy, setting=spec.setting, by=spec.by, split=spec.split,
         label_key=spec.label_key, study_key=spec.study_key, sample_key=spec.sample_key, n_folds=spec.n_folds,
         store=spec.store or spec.output / "store", rng=spec.seed, mod=spec.mod,
-        **_given(preset=spec.preset, n_jobs=spec.n_jobs, layer=spec.layer, device=spec.device,
+        **_given(preset=spec.preset, n_jobs=spec.n_jobs, layer=spec.layer,
                  head=None if spec.preset else spec.head),
-        **spec.options,
     )  # fmt: skip
     result.to_parquet(spec.output / "result")
     result.table.to_csv(spec.output / "results.csv", index=False)
@@ -109,7 +115,9 @@ def run_report(results: Path, output: Path) -> None:
     file = results / "result" if (results / "result").is_dir() else results
     if not file.exists():
         raise InputError("results", str(results), "results that a benchmark wrote", "run scdrugmap benchmark first.")
-    BenchmarkResult.from_parquet(file).report(output)
+    result = BenchmarkResult.from_parquet(file)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    result.report(output)
     console.print(f"wrote {output}")
 
 
@@ -148,6 +156,19 @@ def print_summary(result: Any, title: str) -> None:
 def _write(cells: Any, spec: RunSpec) -> None:
     cells.uns[RUN] = spec.to_yaml()
     write_cells(cells, spec.output)
+
+
+def call(function: Callable[..., Any], options: Mapping[str, Any], *cells: Any, **given: Any) -> Any:
+    """Call a tool with the fields of the specification and its further options."""
+    known = inspect.signature(function).parameters
+    for name in options:
+        if name in given:
+            raise InputError(
+                "options", name, "options that have no field of their own", f"set the field {name} instead."
+            )
+        if name not in known and all(p.kind is not p.VAR_KEYWORD for p in known.values()):
+            raise UnknownNameError("options", name, [n for n in known if n not in given])
+    return function(*cells, **given, **options)
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -87,13 +87,14 @@ def write_report(
         info=result.info,
         leaky=SAME_SAMPLE in result.info.get("warnings", []),
         same_sample=SAME_SAMPLE,
-        data=_rounded(result.data).to_dict("split"),
+        data=_rounded(_without_blank(result.data)).to_dict("split"),
         studies=_rounded(pd.DataFrame(result.info.get("studies", []))).to_dict("split"),
-        splits=_splits(result).to_dict("split"),
+        splits=_without_blank(_splits(result)).to_dict("split"),
+        beside=_side_by_side(result, summary),
         tables=_tables(result, summary),
         missing=_missing(result).to_dict("split"),
-        probe=_rounded(_probe(result)).to_dict("split"),
-        comparisons=_rounded(_comparisons(result, n_resamples)).to_dict("split"),
+        probe=_rounded(_without_blank(_probe(result))).to_dict("split"),
+        comparisons=_without_blank(_rounded(_comparisons(result, n_resamples))).to_dict("split"),
         figures=[(name, render(draw)) for name, draw in drawn],
         timing=_rounded(_timing(result)).to_dict("split"),
         manifest=_manifest(result),
@@ -118,13 +119,12 @@ def default_figures(result: BenchmarkResult, metrics: Sequence[str]) -> list[Fig
     for values in places[keys].drop_duplicates().itertuples(index=False):
         where = dict(zip(keys, values, strict=True))
         part = result.select(**where)
+        if part.predictions.empty:
+            continue
         name = f"{where['setting']}, split by {where['split']}" + (f", {where['by']}" if where.get("by") else "")
         name += f" ({SAME_SAMPLE})" if where["split"] == "cell" else ""
-        for metric in metrics[:3]:
-            label = METRICS[metric].label if metric in METRICS else metric
-            out.append((f"{label}: {name}", partial(_bars, part, metric)))
-        if len(part.predictions):
-            out.append((f"Calibration: {name}", partial(pl.calibration, part, show=False)))
+        out += [(f"{_label(metric)}: {name}", partial(_bars, part, metric)) for metric in metrics[:3]]
+        out.append((f"Calibration: {name}", partial(pl.calibration, part, show=False)))
     return out
 
 
@@ -147,6 +147,31 @@ def render(draw: Draw) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def _label(metric: str) -> str:
+    return METRICS[metric].label if metric in METRICS else metric
+
+
+def _side_by_side(result: BenchmarkResult, summary: pd.DataFrame) -> list[dict[str, Any]]:
+    """One table per category and metric, contenders x ways of splitting, where there are several."""
+    labels = result.contenders.set_index(["model", "strategy", "head"])["label"]
+    out = []
+    for (by, category), rows in summary.groupby(["by", "category"], sort=False):
+        ways = list(dict.fromkeys(zip(rows["setting"], rows["split"], strict=True)))
+        for metric in [m for m in ("f1_macro", "auroc") if m in set(rows["metric"])] if len(ways) > 1 else ():
+            chosen = rows[rows["metric"] == metric]
+            lines = []
+            for key, mine in chosen.groupby(["model", "strategy", "head"], sort=False):
+                cells = dict(
+                    zip(zip(mine["setting"], mine["split"], strict=True), mine.to_dict("records"), strict=True)
+                )
+                values = [_cell(cells.get(way)) for way in ways]
+                lines.append({"label": labels[key], "baseline": key[1] == "baseline", "values": values})
+            title = _label(metric) + (f"; {by}: {category}" if by else "")
+            names = [f"{a}, split by {b}" + (f" ({SAME_SAMPLE})" if b == "cell" else "") for a, b in ways]
+            out.append({"title": title, "columns": names, "lines": lines})
+    return out
+
+
 def _tables(result: BenchmarkResult, summary: pd.DataFrame) -> list[dict[str, Any]]:
     """One table per setting, split and category: contenders x metrics, the best above the floor marked."""
     labels = result.contenders.set_index(["model", "strategy", "head"])["label"]
@@ -163,8 +188,16 @@ def _tables(result: BenchmarkResult, summary: pd.DataFrame) -> list[dict[str, An
             )
         title = f"{setting}, split by {split}" + (f"; {by}: {category}" if by else "")
         groups = int(rows["n_groups"].max())
+        if rows["value"].isna().all():
+            lines = []
         out.append(
-            {"title": title, "leaky": split == "cell", "metrics": names, "lines": lines, "notes": notes}
+            {
+                "title": title,
+                "leaky": split == "cell",
+                "columns": [_label(n) for n in names],
+                "lines": lines,
+                "notes": notes,
+            }
             | {"reasons": reasons, "n_groups": groups, "unit": "left-out groups" if setting == "cross" else "samples"}
         )
     return out
@@ -189,6 +222,7 @@ def _splits(result: BenchmarkResult) -> pd.DataFrame:
         folds=("fold", lambda f: int((f != "").sum())), test_cells=("n_test", "sum"), notes=("notes", "first"),
         reason=("reason", lambda r: "; ".join(sorted({x for x in r if x}))), hash=("hash", lambda h: str(h.iloc[0])[:12]),
     )  # fmt: skip
+    out["hash"] = out["hash"].where(out["folds"] > 0, "")
     return out.reset_index()
 
 
@@ -220,10 +254,22 @@ def _comparisons(result: BenchmarkResult, n_resamples: int) -> pd.DataFrame:
         for a in models["label"]
         for b in simple["label"]
     ]
-    frame = pd.concat(parts, ignore_index=True).drop(columns=["by", "p_holm"])
-    frame["p_holm"] = holm(frame["p"].to_numpy(dtype=float))
-    first = ["model", "baseline"]
-    return frame[[*first, *(c for c in frame if c not in first)]]
+    frame = pd.concat(parts, ignore_index=True)
+    return pd.DataFrame(
+        {
+            "model": frame["model"], "baseline": frame["baseline"],
+            "split": frame["setting"] + ", by " + frame["split"],
+            "category": frame["category"].where(frame["by"] != "", ""),
+            f"{_label(metric)} of model": frame["value_a"], "of baseline": frame["value_b"],
+            "difference": frame["difference"],
+            "95 % interval": [
+                "" if np.isnan(low) else f"{low:.2f} to {high:.2f}"
+                for low, high in zip(frame["ci_low"], frame["ci_high"], strict=True)
+            ],
+            "p (Holm)": holm(frame["p"].to_numpy(dtype=float)),
+            "folds": frame["n_folds"], "why not": frame["reason"].where(frame["difference"].isna(), ""),
+        }
+    )  # fmt: skip
 
 
 def _timing(result: BenchmarkResult) -> pd.DataFrame:
@@ -248,6 +294,11 @@ def _manifest(result: BenchmarkResult) -> list[tuple[str, str]]:
                 (f"content of {m}", d) for m, d in zip(digests["model"], digests["representation_sha256"], strict=True)
             ]
     return [(k, str(v)) for k, v in rows]
+
+
+def _without_blank(frame: pd.DataFrame) -> pd.DataFrame:
+    """Leave out columns in which no row says anything."""
+    return frame[[c for c in frame if not (frame[c].astype(str) == "").all()]] if len(frame) else frame
 
 
 def _rounded(frame: pd.DataFrame) -> pd.DataFrame:

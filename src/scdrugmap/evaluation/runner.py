@@ -182,7 +182,7 @@ def run(
             except pickle.PicklingError as error:
                 raise InputError(
                     "n_jobs",
-                    f"work that cannot be sent to another process: {error.__cause__ or error}",
+                    f"work that cannot be sent to another process ({str(error.__cause__ or error).split(chr(10))[-1]})",
                     "models and data that can be pickled",
                     "pass n_jobs=1, or load the file first: adata = adata.to_memory().",
                 ) from error

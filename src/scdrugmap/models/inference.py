@@ -242,7 +242,8 @@ class Runner:
             "checkpoint": self.model.digest,
             "options": self.model.options.model_dump(mode="json"),
             "genes": hashlib.sha256("\n".join(map(str, self.alignment.genes)).encode()).hexdigest(),
-            "target": hashlib.sha256(self.alignment.target.tobytes()).hexdigest(),
+            "target": hashlib.sha256(self.alignment.target.tobytes() + self.alignment.ids.tobytes()).hexdigest(),
+            "vocabulary": len(self.model.vocabulary),
             "precision": self.precision,
             "device": self.device.type,
         }

@@ -117,7 +117,16 @@ def _bars(ax: Axes, rows: pd.DataFrame, folds: pd.DataFrame, i: int, n: int, loo
         mine = folds["value"][folds["place"] == place].to_numpy(dtype=float)
         spread = np.linspace(-0.28, 0.28, len(mine)) * width if len(mine) > 1 else np.zeros(len(mine))
         # A light rim keeps the points visible on dark bars.
-        ax.scatter(at + spread, mine, s=9, color="black", alpha=0.65, zorder=3, linewidths=0.4, edgecolors="white")
+        ax.scatter(
+            at + spread,
+            mine,
+            s=float(np.clip(70 * width, 3, 9)),
+            color="black",
+            alpha=0.65,
+            zorder=3,
+            linewidths=0.4,
+            edgecolors="white",
+        )
     known = np.isfinite(low) & np.isfinite(value)
     reach = np.clip([value[known] - low[known], high[known] - value[known]], 0, None)
     ax.errorbar(

@@ -70,7 +70,7 @@ def profile(
     --------
     >>> import scdrugmap as sd
     >>> adata = sd.datasets.simulate(n_cells=100, n_genes=100, rng=0)
-    >>> sd.tl.profile(adata, ["pca"])["dim"].tolist()
+    >>> sd.tl.profile(adata, ["pca"], n_cells=100)["dim"].tolist()
     [50]
     """
     import pandas as pd
