@@ -56,6 +56,10 @@ class UnknownNameError(InputError, KeyError):
         fix = f"did you mean {' or '.join(map(repr, near))}?" if near else "use one of the known names."
         expected = "one of " + ", ".join(known[:30]) + (" ..." if len(known) > 30 else "")
         super().__init__(argument, repr(name), expected, f"{fix} {see}".strip())
+        self._made_of = (argument, name, known, see)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._made_of
 
 
 class OutputError(InputError, OSError):
@@ -91,6 +95,10 @@ class MissingDependencyError(ScDrugMapError, ImportError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{package} is needed for {purpose}. Fix: pip install 'scdrugmap[{extra}]'")
+        self._made_of = (package, extra, purpose)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._made_of
 
 
 def _short(value: Any, limit: int = 200) -> str:

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import types
 from pathlib import Path
 
 import anndata as ad
@@ -254,7 +255,7 @@ def test_error_of_a_worker_changes_nothing(client, checkpoint):
 
 def test_chunk_that_ends_every_worker(client, checkpoint):
     def fatal(block):
-        raise dask_distributed.KilledWorker("chunk", None, 3)
+        raise dask_distributed.KilledWorker("chunk", types.SimpleNamespace(address="tcp://gone"), 3)
 
     with pytest.raises(InputError, match=r"worker process died.*smaller chunks"):
         sd.tl.embed(cells(20, fatal), "tGPT", checkpoint=checkpoint)
