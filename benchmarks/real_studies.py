@@ -1,7 +1,7 @@
 """The whole job on real cells: how much was leakage, what transfers to another study, do prediction sets hold.
 
-    python benchmarks/real_studies.py --out real_studies          # a few minutes on one core
-    python benchmarks/real_studies.py --out look --folds 2 --epochs 2 --scvi-epochs 2 --repeats 2
+    python benchmarks/real_studies.py --out real_studies          # a quarter of an hour on one core
+    python benchmarks/real_studies.py --out look --folds 2 --scvi-epochs 2 --repeats 1
 
 Reads the studies from the folder ``data`` under ``$SCDRUGMAP_SHARED`` (or ``--data``), works through the public functions
 alone, prints every table, and writes it into the folder as CSV and Markdown beside one HTML report per benchmark:
@@ -40,7 +40,7 @@ SPLIT_NAMES = {
     ("pooled", "cell"): "random cells",
     ("pooled", "sample"): "whole samples",
     ("pooled", "cell_line"): "whole cell lines",
-    ("cross", "study"): "left-out study",
+    ("cross", "study"): "left-out batch",
     ("cross", "author_fold"): "authors' folds",
 }
 
@@ -189,7 +189,7 @@ def probe(result: Any, title: str) -> pd.DataFrame:
 
 def heads(studies: dict[str, ad.AnnData], table: pd.DataFrame, args: argparse.Namespace, out: Out) -> None:
     """Frozen heads where groups stay whole, and the published embeddings on the authors' folds."""
-    parts = [table[table["split"].isin(["whole samples", "left-out study"])]]
+    parts = [table[table["split"].isin(["whole samples", "left-out batch"])]]
     for drug in ("sorafenib", "nvp-tae684"):
         adata = studies[drug].copy()
         # One line is one sample; to follow the authors, who divide its cells, each cell has to count as a sample.

@@ -29,7 +29,7 @@ def make_head(head: Any = "mlp", *, random_state: int | None = None, **params: A
     Raises
     ------
     UnknownNameError
-        If the name is not known.
+        If the name, or the name of a parameter, is not known.
     InputTypeError
         If the object is no classifier with ``predict_proba``.
 
@@ -46,6 +46,7 @@ def make_head(head: Any = "mlp", *, random_state: int | None = None, **params: A
         if name == "mlp":
             from scdrugmap.response.head import MLPHead
 
+            _check_names(params, MLPHead())
             return MLPHead(random_state=random_state, **params)
         if name == "logistic":
             return _logistic(random_state, params)
@@ -61,10 +62,18 @@ def make_head(head: Any = "mlp", *, random_state: int | None = None, **params: A
         )
     made = clone(head)
     if params:
+        _check_names(params, made)
         made.set_params(**params)
     if random_state is not None and made.get_params().get("random_state", 0) is None:
         made.set_params(random_state=random_state)
     return made
+
+
+def _check_names(params: dict[str, Any], head: Any) -> None:
+    """Refuse parameters that the head does not have."""
+    for name in params:
+        if name not in head.get_params():
+            raise UnknownNameError("head_options", name, head.get_params())
 
 
 def _logistic(random_state: int | None, params: dict[str, Any]) -> Any:
@@ -73,5 +82,6 @@ def _logistic(random_state: int | None, params: dict[str, Any]) -> Any:
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import StandardScaler
 
+    _check_names(params, LogisticRegression())
     options = {"max_iter": 1000, "random_state": random_state, **params}
     return Pipeline([("scale", StandardScaler()), ("logistic", LogisticRegression(**options))])

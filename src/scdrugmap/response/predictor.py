@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from scdrugmap import __version__, _anndata
-from scdrugmap._errors import InputError
+from scdrugmap._errors import CheckpointError, InputError, InputTypeError, ScDrugMapError
 from scdrugmap._keys import CLASSES
 from scdrugmap.response.calibration import Calibrator
 from scdrugmap.response.conformal import ConformalSets
@@ -24,7 +25,15 @@ from scdrugmap.response.representation import (
     ObsmRepresentation,
     Representation,
 )
-from scdrugmap.response.storage import dump_head, load_head, read_arrays, read_manifest, write_arrays, write_folder
+from scdrugmap.response.storage import (
+    MANIFEST,
+    dump_head,
+    load_head,
+    read_arrays,
+    read_manifest,
+    write_arrays,
+    write_folder,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -119,6 +128,10 @@ class ResponsePredictor:
         -------
         As :meth:`predict`, with a plain index.
         """
+        X = np.asarray(X)
+        width = getattr(self.head, "n_features_in_", None)
+        if X.ndim != 2 or (width is not None and X.shape[1] != width):
+            raise InputError("X", f"shape {X.shape}", f"cells x {width} features", "pass what .features(adata) returns.")
         usable = ~np.isnan(X).any(axis=1)
         n = len(X)
         score = np.full(n, np.nan, np.float32)
@@ -367,8 +380,23 @@ def load_predictor(path: str | Path, *, checkpoint: str | Path | None = None, mo
     >>> bool((again.predict(adata)["score"] == predictor.predict(adata)["score"]).all())
     True
     """
+    if not isinstance(path, str | os.PathLike):
+        raise InputTypeError("path", repr(path), "the folder of a predictor", "pass what .save() was given.")
     folder = Path(path).expanduser()
     manifest = read_manifest(folder)
+    try:
+        return _assemble(folder, manifest, checkpoint, model)
+    except ScDrugMapError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        found = f"{folder / MANIFEST}: {type(error).__name__}: {error}"
+        raise CheckpointError("path", found, "what .save() wrote", "copy the folder again.") from error
+
+
+def _assemble(
+    folder: Path, manifest: Mapping[str, Any], checkpoint: str | Path | None, model: Any
+) -> ResponsePredictor:
+    """Put the predictor together from its files."""
     extras = read_arrays(folder / "extras.safetensors")
     parts: dict[str, Any] = {}
     for name, kind in _EXTRAS.items():

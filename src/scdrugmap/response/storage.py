@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from scdrugmap._errors import CheckpointError, InputError, InputTypeError
+from scdrugmap._errors import CheckpointError, InputError, InputTypeError, OutputError
 
 MANIFEST = "predictor.json"
 FORMAT = 1
@@ -34,6 +34,8 @@ def write_folder(path: Path, fill: Callable[[Path], dict[str, Any]], *, overwrit
     ------
     InputError
         If something is there that must not be replaced.
+    OutputError
+        If the place cannot be written.
     """
     path = Path(path).expanduser().absolute()
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -41,8 +43,11 @@ def write_folder(path: Path, fill: Callable[[Path], dict[str, Any]], *, overwrit
             raise InputError("path", str(path), "a new folder", "choose another name: this is not a predictor.")
         if not overwrite:
             raise InputError("path", f"{path} holds a predictor", "a new folder", "pass overwrite=True to replace it.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise OutputError("path", path, error) from None
     try:
         manifest = fill(fresh)
         # PEFT writes what it is told; anything unexpected must not travel
@@ -90,6 +95,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         raise CheckpointError("path", f"format {found}", f"format {FORMAT}", "use a matching version of scdrugmap.")
+    if not isinstance(manifest.get("files"), dict):
+        raise CheckpointError("path", f"{file} without a list of files", "what .save() wrote", "copy the folder again.")
     for name, digest in manifest["files"].items():
         part = file.parent / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
