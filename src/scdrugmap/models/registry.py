@@ -111,6 +111,20 @@ def get(name: str | Model | type[Model]) -> type[Model]:
 def info(name: str) -> ModelCard:
     """Return the card of a model.
 
+    Parameters
+    ----------
+    name
+        Name of the model; case and punctuation do not matter.
+
+    Returns
+    -------
+    What the model is, what it needs and under which licence its weights come.
+
+    Raises
+    ------
+    UnknownNameError
+        With the nearest names.
+
     Examples
     --------
     >>> import scdrugmap as sd

@@ -29,7 +29,8 @@ def example_cells(
 
     Examples
     --------
-    >>> X, genes = example_cells(5, 50)
+    >>> import scdrugmap as sd
+    >>> X, genes = sd.testing.example_cells(5, 50)
     >>> X.shape, len(genes)
     ((5, 50), 50)
     """

@@ -63,7 +63,24 @@ def build(model: Model | type[Model], X: sparse.csr_matrix, genes: Genes) -> Mod
 
 
 def checks(model: Model | type[Model]) -> list[Check]:
-    """Return the checks that apply to a model."""
+    """Return the checks that apply to a model, for a parametrised test of one's own.
+
+    Parameters
+    ----------
+    model
+        A model or its class.
+
+    Returns
+    -------
+    Functions of ``(model, X, genes)`` that raise ``AssertionError``.
+
+    Examples
+    --------
+    >>> import scdrugmap as sd
+    >>> from scdrugmap.models.pca import PCA
+    >>> [check.__name__ for check in sd.testing.checks(PCA)][:2]
+    ['shape_and_type', 'deterministic']
+    """
     cls = model if isinstance(model, type) else type(model)
     open_vocabulary = getattr(cls, "open_vocabulary", False)
     common: list[Check] = [shape_and_type, deterministic, independent_of_order, independent_of_gene_order]
