@@ -131,7 +131,9 @@ class ResponsePredictor:
         X = np.asarray(X)
         width = getattr(self.head, "n_features_in_", None)
         if X.ndim != 2 or (width is not None and X.shape[1] != width):
-            raise InputError("X", f"shape {X.shape}", f"cells x {width} features", "pass what .features(adata) returns.")
+            raise InputError(
+                "X", f"shape {X.shape}", f"cells x {width} features", "pass what .features(adata) returns."
+            )
         usable = ~np.isnan(X).any(axis=1)
         n = len(X)
         score = np.full(n, np.nan, np.float32)
