@@ -87,18 +87,21 @@ def run_predict(spec: PredictSpec) -> None:
 def run_benchmark(spec: BenchmarkSpec) -> None:
     """Benchmark and write table, report and specification into a folder."""
     import scdrugmap as sd
+    from scdrugmap.cli._live import LiveScores
 
     check_writable(spec.output)
     cells = read_cells(spec.input)
     if spec.device is not None:
         sd.settings.device = spec.device
-    result = call(
-        sd.tl.benchmark, spec.options, cells, models=spec.models, strategy=spec.strategy, setting=spec.setting, by=spec.by, split=spec.split,
-        label_key=spec.label_key, study_key=spec.study_key, sample_key=spec.sample_key, n_folds=spec.n_folds,
-        store=spec.store or spec.output / "store", rng=spec.seed, mod=spec.mod,
-        **_given(preset=spec.preset, n_jobs=spec.n_jobs, layer=spec.layer,
-                 head=None if spec.preset else spec.head),
-    )  # fmt: skip
+    with LiveScores() as live:
+        result = call(
+            sd.tl.benchmark, spec.options, cells, models=spec.models, strategy=spec.strategy, setting=spec.setting,
+            by=spec.by, split=spec.split, label_key=spec.label_key, study_key=spec.study_key,
+            sample_key=spec.sample_key, n_folds=spec.n_folds, store=spec.store or spec.output / "store",
+            rng=spec.seed, mod=spec.mod, on_unit=live.update, progress=False if console.is_terminal else None,
+            **_given(preset=spec.preset, n_jobs=spec.n_jobs, layer=spec.layer,
+                     head=None if spec.preset else spec.head),
+        )  # fmt: skip
     result.to_parquet(spec.output / "result")
     result.table.to_csv(spec.output / "results.csv", index=False)
     result.report(spec.output / "report.html")

@@ -16,7 +16,7 @@ from scdrugmap.evaluation.cells import Cells, data_card, make_partition
 from scdrugmap.evaluation.contenders import Contender
 from scdrugmap.evaluation.metrics import Metric
 from scdrugmap.evaluation.result import BenchmarkResult
-from scdrugmap.evaluation.runner import Counted, Run, plan, run
+from scdrugmap.evaluation.runner import Counted, OnUnit, Run, plan, run
 from scdrugmap.evaluation.splits import Partition
 from scdrugmap.evaluation.store import RunStore
 from scdrugmap.evaluation.table import LEVELS, build_table
@@ -103,6 +103,7 @@ def run_grid(
     n_jobs: int | None = None,
     info: Mapping[str, Any] | None = None,
     show_progress: bool | None = None,
+    on_unit: OnUnit | None = None,
 ) -> BenchmarkResult:
     """Run every contender on every partition and return the result.
 
@@ -120,7 +121,7 @@ def run_grid(
         Ask each representation for the sample.
     store
         Folder of the run store, or ``None``.
-    seed, n_jobs, show_progress
+    seed, n_jobs, show_progress, on_unit
         As in :func:`~scdrugmap.evaluation.runner.run`.
     info
         What goes into ``result.info``.
@@ -135,7 +136,9 @@ def run_grid(
     start = time.perf_counter()
     disk = None if store is None else RunStore(store)
     tasks = plan(contenders, partitions, cells, seed=seed, probe=probe)
-    done = run(tasks, cells, counts=counts, store=disk, seed=seed, n_jobs=n_jobs, show_progress=show_progress)
+    done = run(
+        tasks, cells, counts=counts, store=disk, seed=seed, n_jobs=n_jobs, show_progress=show_progress, on_unit=on_unit
+    )
     table = build_table(tasks, contenders, partitions, done, cells, metrics, levels)
     units, predictions = _units(tasks, done)
     about = dict(info or {}) | {

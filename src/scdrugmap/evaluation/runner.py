@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,6 +25,8 @@ from scdrugmap.evaluation.splits import Partition
 from scdrugmap.evaluation.store import Outcome, RunStore, Unit
 from scdrugmap.evaluation.work import PROBE, Task, run_task
 
+#: Called with a finished unit, the number finished and the number of all.
+OnUnit = Callable[[Outcome, int, int], None]
 #: How often the work that a dead worker took along is handed out again.
 RETRIES = 3
 
@@ -127,6 +129,7 @@ def run(
     seed: int = 0,
     n_jobs: int | None = None,
     show_progress: bool | None = None,
+    on_unit: OnUnit | None = None,
 ) -> Run:
     """Compute every unit that the store does not hold.
 
@@ -147,6 +150,8 @@ def run(
         open in this process, or ``settings.n_jobs``.
     show_progress
         Force or forbid the bar.
+    on_unit
+        Called with each finished unit, the number finished and the number of all.
 
     Notes
     -----
@@ -167,6 +172,15 @@ def run(
             (store.path / "units" / f"{key}.parquet").unlink()
     result.n_resumed = len(result.outcomes)
     payload = _payload(cells, counts, seed, store)
+    told: set[str] = set()
+
+    def tell() -> None:
+        for key in [k for k in result.outcomes if k not in told]:
+            told.add(key)
+            if on_unit is not None:
+                on_unit(result.outcomes[key], len(result.outcomes) + len(result.failures), len(wanted))
+
+    tell()
     with progress(len(wanted), "benchmark", "unit", show=show_progress) as bar:
         bar.update(result.n_resumed)
         for attempt in range(RETRIES + 1):
@@ -179,6 +193,7 @@ def run(
                 for task, done in _execute(pending, payload, n_jobs):
                     _collect(task, done, result, store)
                     bar.update(len(task.units))
+                    tell()
             except pickle.PicklingError as error:
                 raise InputError(
                     "n_jobs",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from scdrugmap.evaluation.result import BenchmarkResult
+    from scdrugmap.evaluation.runner import OnUnit
 
 STRATEGIES = ("frozen", "lora", "prompt")
 #: What a preset changes, where the caller left the default.
@@ -73,6 +74,7 @@ def benchmark(
     rng: int | np.random.Generator | None = None,
     mod: str = "rna",
     progress: bool | None = None,
+    on_unit: OnUnit | None = None,
 ) -> BenchmarkResult:
     """Compare models as predictors of drug response, on folds that do not leak.
 
@@ -142,6 +144,8 @@ def benchmark(
         Modality of a MuData.
     progress
         Show a progress bar; by default on a terminal.
+    on_unit
+        Function that is called with each finished unit, the number of finished and of all units.
 
     Returns
     -------
@@ -208,7 +212,7 @@ def benchmark(
     }  # fmt: skip
     return run_grid(
         cells, [*contenders, *trivial], partitions, by=columns, metrics=records, levels=args["levels"], counts=counts,
-        probe=probe, store=store, seed=seed, n_jobs=n_jobs, info=info, show_progress=progress,
+        probe=probe, store=store, seed=seed, n_jobs=n_jobs, info=info, show_progress=progress, on_unit=on_unit,
     )  # fmt: skip
 
 
