@@ -14,6 +14,8 @@ version = release = info["Version"]
 
 # Notebook kernels inherit these: small runs, quiet progress bars.
 os.environ.setdefault("TQDM_DISABLE", "1")
+# The command line of this very environment, also when it is not activated.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 os.environ.setdefault("SCDRUGMAP_SHARED", str(Path(__file__).resolve().parents[2] / "shared"))
 
 extensions = [
