@@ -210,3 +210,23 @@ def test_real_studies(shared, name):
     given = (record["ensembl_before"] != "") & (record["status"] == "approved") & ~record["conflict"]
     agree = (record["ensembl_before"] == record["ensembl_id"])[given]
     assert agree.mean() > 0.98
+
+
+def test_registered_hgnc_table_is_used(tmp_path, monkeypatch):
+    from scdrugmap import download
+    from scdrugmap.settings import settings
+
+    monkeypatch.setattr(settings, "cache_dir", tmp_path / "cache")
+    lines = ["symbol\talias_symbol\tprev_symbol\tensembl_gene_id\tentrez_id"]
+    lines += ["ZNRD2\tp27\tSSSCA1\tENSG00000173465\t10534", "TP53\tp53\t\tENSG00000141510\t7157"]
+    file = tmp_path / "hgnc_complete_set.txt"
+    file.write_text("\n".join(lines) + "\n")
+    adata = anndata.AnnData(np.array([[1.0, 2.0]]), var=pd.DataFrame(index=["SSSCA1", "TP53"]))
+    before = sd.pp.harmonize_genes(adata, copy=True)
+    assert "packaged" in before.uns["scdrugmap_genes"]["source"]
+    assert before.var["gene_symbol"].tolist() == ["SSSCA1", "TP53"]
+    download.register_local("datasets", "hgnc", file)
+    for table in (None, "hgnc"):
+        after = sd.pp.harmonize_genes(adata, table=table, copy=True)
+        assert after.var["gene_symbol"].tolist() == ["ZNRD2", "TP53"]
+        assert after.uns["scdrugmap_genes"]["source"] == "hgnc_complete_set.txt"

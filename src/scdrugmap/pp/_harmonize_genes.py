@@ -17,6 +17,8 @@ from scdrugmap.genes import mapping
 from scdrugmap.genes.identifiers import Genes, recognise
 from scdrugmap.genes.table import TableLike, read_table
 
+HGNC_FILE = "hgnc_complete_set.txt"
+
 if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
@@ -42,8 +44,9 @@ def harmonize_genes(
         Annotated data.
     table
         Gene table: a path or data frame in the format of the HGNC's complete set, of an Ensembl annotation or of a list
-        of names (see :func:`scdrugmap.genes.read_table`), or a list of them. ``None`` uses the packaged table,
-        which knows human protein-coding genes but no aliases or previous symbols.
+        of names (see :func:`scdrugmap.genes.read_table`), or a list of them. ``"hgnc"`` fetches the HGNC's complete
+        set through the download layer. ``None`` uses that set where it has been fetched or registered, and otherwise
+        the packaged table, which knows human protein-coding genes but no aliases or previous symbols.
     mod
         Modality of a MuData.
     copy
@@ -85,7 +88,7 @@ def harmonize_genes(
     source = _anndata.resolve(adata, mod=mod)
     _check_names(source)
     genes, entrez = _anndata.gene_ids(source), _anndata.first_column(source.var, _anndata.ENTREZ_COLUMNS)
-    reference = read_table(table)
+    reference = read_table(_hgnc(table))
     resolved = mapping.resolve_genes(genes, reference, entrez=None if entrez is None else source.var[entrez].to_numpy())
     target = mapping.duplicates(resolved, genes.names)
     n_after = int(target.max()) + 1
@@ -195,6 +198,18 @@ def _record(genes: Genes, resolved: mapping.Resolution, target: np.ndarray, sour
     }
 
 
+def _hgnc(table: TableLike | Sequence[TableLike] | None) -> TableLike | Sequence[TableLike] | None:
+    """Put the file of the download layer in the place of ``"hgnc"``, and of ``None`` where it is on this machine."""
+    from scdrugmap import download
+
+    if isinstance(table, str) and table == "hgnc":
+        return download.fetch("datasets", "hgnc") / HGNC_FILE
+    if table is None:
+        folder = download.where("datasets", "hgnc")
+        return None if folder is None else folder / HGNC_FILE
+    return table
+
+
 def _warn(genes: Genes, resolved: mapping.Resolution, source: str) -> None:
     """Say what was not resolved."""
     ambiguous, unknown = resolved.status == "ambiguous", resolved.status == "unknown"
@@ -216,7 +231,7 @@ def _warn(genes: Genes, resolved: mapping.Resolution, source: str) -> None:
     if unknown.mean() > 0.1:
         warnings.warn(
             f"{unknown.sum()} of {len(unknown)} genes are not in the gene table ({source}) and stay as they are, "
-            f"such as {', '.join(genes.names[unknown][:5])}. The HGNC's complete set, passed as table=, knows "
+            f"such as {', '.join(genes.names[unknown][:5])}. The HGNC's complete set (table='hgnc') knows "
             "non-coding genes, aliases and previous symbols.",
             ScDrugMapWarning,
             stacklevel=3,
