@@ -236,8 +236,8 @@ def test_source_reads_dask_one_block_at_a_time():
     assert {location[0] for location in seen} == {0}
 
 
-def test_speed_of_waiting_does_not_matter():
-    """The clock in the record runs forward."""
+def test_recorded_times_nest():
+    """Time in the network is part of the run, and the run part of the call."""
     X, genes = example_cells(4)
     start = time.perf_counter()
     work = embed_counts(TGPT.random(genes), CountSource(X), genes, device="cpu").work
