@@ -102,12 +102,12 @@ def measure(key: str, n_cells: int, threads: int, repeats: int) -> dict[str, Any
     import psutil
     import torch
 
+    from scdrugmap.embedding.runner import embed_counts
+    from scdrugmap.embedding.source import CountSource
     from scdrugmap.genes.identifiers import Genes
     from scdrugmap.models import registry
     from scdrugmap.models.base import GroupModel, NetworkModel
-    from scdrugmap.models.counts import Counts
-    from scdrugmap.models.inference import embed_counts
-    from scdrugmap.models.source import CountSource
+    from scdrugmap.models.kit.counts import Counts
     from scdrugmap.tl._profile import PeakMemory
 
     torch.set_num_threads(threads)

@@ -14,8 +14,8 @@ import anndata as ad
 import numpy as np
 
 import scdrugmap as sd
-from scdrugmap.evaluation.metrics import METRICS
-from scdrugmap.evaluation.statistics import bootstrap
+from scdrugmap.evaluation.result.metrics import METRICS
+from scdrugmap.evaluation.result.statistics import bootstrap
 
 
 def cohort(cells: int, dim: int, embeddings: int, categories: int) -> ad.AnnData:

@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 
 import scdrugmap as sd
 from scdrugmap._errors import InputError
-from scdrugmap.evaluation.inputs import FITTED_ON_ALL, GROUP_CONTEXT
+from scdrugmap.evaluation.grid.inputs import FITTED_ON_ALL, GROUP_CONTEXT
 from scdrugmap.models import registry
 from scdrugmap.models.card import ModelCard
 
@@ -119,7 +119,7 @@ def test_genes_chosen_on_all_cells():
 
 
 def test_early_stopping_watches_training_cells_only(monkeypatch):
-    from scdrugmap.response import batched
+    from scdrugmap.heads import batched
 
     adata = cohort(0, sample_effect=0.3)
     seen = []

@@ -6,6 +6,22 @@ __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
-    submodules=["datasets", "models", "pl", "pp", "prompting", "testing", "tl"],
-    submod_attrs={"response": ["ResponsePredictor", "load_predictor"], "settings": ["settings"]},
+    submodules=[
+        "datasets",
+        "download",
+        "evaluation",
+        "genes",
+        "models",
+        "pl",
+        "pp",
+        "prompting",
+        "response",
+        "testing",
+        "tl",
+    ],
+    submod_attrs={
+        "predictor.predictor": ["ResponsePredictor", "load_predictor"],
+        "evaluation.result.result": ["load_result"],
+        "settings": ["settings"],
+    },
 )

@@ -13,7 +13,7 @@ from scipy import sparse
 
 import scdrugmap as sd
 from scdrugmap._errors import InputError, ScDrugMapWarning
-from scdrugmap.evaluation.backed import FileCounts, portable
+from scdrugmap.evaluation.grid.backed import FileCounts, portable
 
 BASELINES = ["all_sensitive", "depth", "pca", "sample_probe"]
 
@@ -52,8 +52,8 @@ def test_backed_data_give_the_table_of_data_in_memory(pair, monkeypatch):
 
 
 def test_no_read_is_larger_than_a_block_or_the_training_cells(pair, monkeypatch):
-    from scdrugmap.evaluation import inputs, work
-    from scdrugmap.models.source import CountSource
+    from scdrugmap.embedding.source import CountSource
+    from scdrugmap.evaluation.grid import inputs, work
 
     _, backed = pair
     sizes, read = [], CountSource._read

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import sparse
 
-from scdrugmap.evaluation.duplicates import connected, content_hash, duplicate_groups
+from scdrugmap.evaluation.splits.duplicates import connected, content_hash, duplicate_groups
 
 
 def counts(n=60, genes=50, seed=0):

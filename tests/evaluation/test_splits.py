@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scdrugmap._errors import InputError
-from scdrugmap.evaluation.cells import SAME_SAMPLE, Cells, data_card, encode_labels, make_partition
-from scdrugmap.evaluation.splits import (
+from scdrugmap.evaluation.splits.cells import SAME_SAMPLE, Cells, data_card, encode_labels, make_partition
+from scdrugmap.evaluation.splits.folds import (
     assign_folds,
     blocks_of,
     cell_folds,

@@ -9,8 +9,8 @@ import scikit_posthocs as sp
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from scdrugmap.evaluation.metrics import METRICS, evaluate, resolve_metrics
-from scdrugmap.evaluation.statistics import (
+from scdrugmap.evaluation.result.metrics import METRICS, evaluate, resolve_metrics
+from scdrugmap.evaluation.result.statistics import (
     bootstrap,
     bootstrap_weights,
     corrected_t,

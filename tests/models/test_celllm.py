@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from scdrugmap._errors import CheckpointError, InputError
+from scdrugmap.embedding.runner import embed_counts
+from scdrugmap.embedding.source import CountSource
 from scdrugmap.genes import Genes
 from scdrugmap.models import celllm
 from scdrugmap.models.celllm import CellLM
-from scdrugmap.models.counts import Counts
-from scdrugmap.models.inference import embed_counts
-from scdrugmap.models.source import CountSource
+from scdrugmap.models.kit.counts import Counts
 
 N_GENES = 80
 GENES = Genes.from_names([f"GENE{i:02d}" for i in range(N_GENES)])

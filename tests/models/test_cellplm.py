@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from scipy import sparse, stats
 
 from scdrugmap._errors import CheckpointError, InputError
+from scdrugmap.embedding.runner import embed_counts
+from scdrugmap.embedding.source import CountSource
 from scdrugmap.genes import Genes
-from scdrugmap.models.blocks.flowformer import Projected
 from scdrugmap.models.cellplm import CellPLM, CellPLMNetwork
-from scdrugmap.models.counts import Counts, uniforms
-from scdrugmap.models.inference import embed_counts
-from scdrugmap.models.source import CountSource
+from scdrugmap.models.kit.counts import Counts, uniforms
+from scdrugmap.models.kit.flowformer import Projected
 
 IDS = [f"ENSG{i:011d}" for i in range(60)]
 GENES = Genes.from_names(IDS)

@@ -19,11 +19,11 @@ import torch
 
 import scdrugmap as sd
 from scdrugmap._errors import CheckpointError, InputError, ScDrugMapWarning
-from scdrugmap.models import distributed as engine
+from scdrugmap.embedding import cluster as engine
+from scdrugmap.embedding.runner import embed_counts
+from scdrugmap.embedding.source import CountSource
 from scdrugmap.models.base import GroupModel
 from scdrugmap.models.cellplm import CellPLM
-from scdrugmap.models.inference import embed_counts
-from scdrugmap.models.source import CountSource
 from scdrugmap.models.tgpt import TGPT
 from scdrugmap.models.uce import UCE
 from scdrugmap.testing.cells import example_cells

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from scdrugmap.models.blocks.flowformer import EPS, FlowAttention, FlowBlock, FlowEncoder, Projected
-from scdrugmap.models.weights import randomize
+from scdrugmap.models.kit.flowformer import EPS, FlowAttention, FlowBlock, FlowEncoder, Projected
+from scdrugmap.models.kit.weights import randomize
 
 
 def by_definition(attention, x):

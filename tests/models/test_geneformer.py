@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from scdrugmap._errors import CheckpointError, InputError
+from scdrugmap.embedding.runner import embed_counts
+from scdrugmap.embedding.source import CountSource
 from scdrugmap.genes import Genes
-from scdrugmap.models.counts import Counts
 from scdrugmap.models.geneformer import Dictionaries, Geneformer
-from scdrugmap.models.inference import embed_counts
-from scdrugmap.models.source import CountSource
-from scdrugmap.models.weights import randomize
+from scdrugmap.models.kit.counts import Counts
+from scdrugmap.models.kit.weights import randomize
 
 N_GENES = 90
 IDS = [f"ENSG{i:011d}" for i in range(1, N_GENES + 1)]

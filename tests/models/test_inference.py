@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from scdrugmap._errors import InputError
+from scdrugmap.embedding.runner import embed_counts
+from scdrugmap.embedding.source import CountSource
 from scdrugmap.models.base import bucket
-from scdrugmap.models.counts import Alignment, Counts, splitmix64, uniforms
-from scdrugmap.models.inference import embed_counts
-from scdrugmap.models.source import CountSource
+from scdrugmap.models.kit.counts import Alignment, Counts, splitmix64, uniforms
+from scdrugmap.models.kit.tokens import Tokens
 from scdrugmap.models.tgpt import TGPT
-from scdrugmap.models.tokens import Tokens
 from scdrugmap.testing.cells import example_cells
 
 
@@ -119,8 +119,8 @@ def test_store_of_another_run_is_refused(cells, tmp_path):
 def test_a_killed_run_resumes_with_the_same_bytes(tmp_path):
     code = textwrap.dedent("""
         import sys, time
-        from scdrugmap.models.inference import embed_counts
-        from scdrugmap.models.source import CountSource
+        from scdrugmap.embedding.runner import embed_counts
+        from scdrugmap.embedding.source import CountSource
         from scdrugmap.models.tgpt import TGPT
         from scdrugmap.testing.cells import example_cells
         X, genes = example_cells(60)

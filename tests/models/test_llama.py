@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from scdrugmap._errors import CheckpointError, InputError, ScDrugMapWarning
+from scdrugmap.embedding.runner import embed_counts
+from scdrugmap.embedding.source import CountSource
 from scdrugmap.genes import Genes
-from scdrugmap.models.counts import Counts
-from scdrugmap.models.inference import embed_counts
+from scdrugmap.models.kit.counts import Counts
 from scdrugmap.models.llama import Llama, LlamaNetwork
-from scdrugmap.models.source import CountSource
 
 N_GENES = 40
 GENES = Genes.from_names([f"GENE{i}" for i in range(N_GENES)])

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from scdrugmap.models.blocks import favor, performer
-from scdrugmap.models.blocks.performer import PerformerBlock, PerformerEncoder, PerformerSizes
-from scdrugmap.models.weights import randomize
+from scdrugmap.models.kit import favor, performer
+from scdrugmap.models.kit.performer import PerformerBlock, PerformerEncoder, PerformerSizes
+from scdrugmap.models.kit.weights import randomize
 
 DIM, HEADS, WIDTH, FEATURES = 12, 3, 5, 9
 

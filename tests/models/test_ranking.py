@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scdrugmap.models.ranking import framed, rank_rows
+from scdrugmap.models.kit.ranking import framed, rank_rows
 
 
 def brute_force(values, indptr, top):

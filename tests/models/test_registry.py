@@ -12,8 +12,8 @@ import scdrugmap as sd
 from scdrugmap import download
 from scdrugmap._errors import CheckpointError, InputError, InputTypeError, UnknownNameError
 from scdrugmap.models import registry
-from scdrugmap.models.checkpoint import load_pickle, load_strict, load_tensors, require_file
 from scdrugmap.models.hvg import HVG
+from scdrugmap.models.kit.checkpoint import load_pickle, load_strict, load_tensors, require_file
 
 KEYS = registry.keys()
 NETWORKS = [key for key in KEYS if registry.get(key).card.kind == "network"]

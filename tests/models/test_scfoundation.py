@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from scdrugmap._errors import CheckpointError, InputError
+from scdrugmap.embedding.runner import embed_counts
+from scdrugmap.embedding.source import CountSource
 from scdrugmap.genes import Genes
-from scdrugmap.models.counts import Counts
-from scdrugmap.models.inference import embed_counts
+from scdrugmap.models.kit.counts import Counts
 from scdrugmap.models.scfoundation import ScFoundation, ScFoundationNetwork
-from scdrugmap.models.source import CountSource
 
 SYMBOLS = [f"GENE{i:02d}" for i in range(40)]
 GENES = Genes.from_names(SYMBOLS)

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from scipy import sparse, stats
 
 from scdrugmap._errors import CheckpointError, InputError, ScDrugMapWarning
+from scdrugmap.embedding.runner import embed_counts
+from scdrugmap.embedding.source import CountSource
 from scdrugmap.genes import Genes
-from scdrugmap.models.counts import Counts
-from scdrugmap.models.inference import embed_counts
-from scdrugmap.models.quantiles import bin_ranges
+from scdrugmap.models.kit.counts import Counts
+from scdrugmap.models.kit.quantiles import bin_ranges
 from scdrugmap.models.scgpt import ScGPT
-from scdrugmap.models.source import CountSource
 
 N_GENES = 90
 GENES = Genes.from_names([f"GENE{i}" for i in range(N_GENES)])

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from scdrugmap._errors import CheckpointError, InputError
+from scdrugmap.embedding.runner import embed_counts
+from scdrugmap.embedding.source import CountSource
 from scdrugmap.genes import Genes
-from scdrugmap.models.counts import Counts
-from scdrugmap.models.inference import embed_counts
-from scdrugmap.models.source import CountSource
+from scdrugmap.models.kit.counts import Counts
 from scdrugmap.models.tgpt import TGPT
 
 N_GENES = 90

@@ -82,7 +82,7 @@ def test_blocks_of_heads_change_nothing(monkeypatch):
     X, y, _ = cells()
     folds = [np.arange(k) for k in (200, 300, 250)]
     together = fit_heads(X, y, folds, hidden=(8,), epochs=2)
-    monkeypatch.setattr("scdrugmap.response._engine.CPU_BLOCK_BYTES", 1)
+    monkeypatch.setattr("scdrugmap.heads.engine.CPU_BLOCK_BYTES", 1)
     apart = fit_heads(X, y, folds, hidden=(8,), epochs=2)
     for a, b in zip(together, apart, strict=True):
         np.testing.assert_allclose(a.predict_proba(X), b.predict_proba(X), atol=1e-5)
@@ -110,7 +110,7 @@ def test_cells_of_weight_zero_leave_no_trace():
 
 
 def test_early_stopping_keeps_groups_whole_and_the_best_epoch(monkeypatch):
-    from scdrugmap.response import _engine
+    from scdrugmap.heads import engine as _engine
 
     X, y, groups = cells()
     seen = []

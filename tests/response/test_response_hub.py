@@ -112,7 +112,7 @@ def test_up_and_down_again(hub, tmp_path, monkeypatch):
 
 def test_paths_of_this_machine_do_not_travel(hub, tmp_path):
     predictor = sd.tl.train(cells(), "pca", head="logistic", rng=0)
-    from scdrugmap.response.representation import NetworkRepresentation
+    from scdrugmap.predictor.representation import NetworkRepresentation
 
     predictor.representation = NetworkRepresentation(
         "scGPT", checkpoint=str(tmp_path), digests={"w": "1"}, options={}, recipe=None, layer=None, groups=None

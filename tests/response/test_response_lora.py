@@ -11,11 +11,12 @@ from torch import nn
 import scdrugmap as sd
 from scdrugmap._errors import CheckpointError, InputError, UnknownNameError
 from scdrugmap.genes.identifiers import Genes
+from scdrugmap.lora import adapters as lora
+from scdrugmap.lora import training as lora_training
 from scdrugmap.models.base import ModelOptions, NetworkModel
 from scdrugmap.models.card import ModelCard
+from scdrugmap.models.kit.tokens import Tokens
 from scdrugmap.models.tgpt import TGPT
-from scdrugmap.models.tokens import Tokens
-from scdrugmap.response import lora, lora_training
 
 torch.set_num_threads(1)
 SYMBOLS = [f"GENE{i}" for i in range(40)]

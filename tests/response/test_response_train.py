@@ -380,7 +380,7 @@ def test_saving_never_destroys(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("scdrugmap.response.card.markdown", fail)
+        patch.setattr("scdrugmap.predictor.card.markdown", fail)
         with pytest.raises(OSError, match="disk full"):
             predictor.save(tmp_path / "p", overwrite=True)
     assert sd.load_predictor(tmp_path / "p").predict(cells())["score"].notna().all()

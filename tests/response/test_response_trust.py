@@ -6,14 +6,14 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
+from scdrugmap._cohort import both_classes, encode
 from scdrugmap._errors import InputError, ScDrugMapWarning, UnknownNameError
-from scdrugmap.response.calibration import Calibrator
-from scdrugmap.response.conformal import ConformalSets
-from scdrugmap.response.crossfit import grouped_folds, held_out_margins, margins
-from scdrugmap.response.head import MLPHead
-from scdrugmap.response.labels import both_classes, encode
-from scdrugmap.response.ood import OutOfDomain
-from scdrugmap.response.samples import sample_calls
+from scdrugmap.heads.crossfit import grouped_folds, held_out_margins, margins
+from scdrugmap.heads.mlp import MLPHead
+from scdrugmap.trust.calibration import Calibrator
+from scdrugmap.trust.conformal import ConformalSets
+from scdrugmap.trust.domain import OutOfDomain
+from scdrugmap.trust.samples import sample_calls
 
 
 def scores(n, seed=0, factor=1.0):

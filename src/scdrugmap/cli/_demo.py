@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from scdrugmap.cli._runs import console, print_summary
+from scdrugmap.cli._console import console
+from scdrugmap.cli._runs import print_summary
 
 STEPS = (
     "simulate three studies",

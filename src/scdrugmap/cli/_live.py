@@ -10,7 +10,7 @@ import numpy as np
 from rich.live import Live
 from rich.table import Table
 
-from scdrugmap.cli._runs import console
+from scdrugmap.cli._console import console
 
 
 class LiveScores:

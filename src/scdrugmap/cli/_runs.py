@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from scdrugmap._errors import InputError, UnknownNameError
+from scdrugmap.cli._console import console
 from scdrugmap.cli._io import check_kind, check_writable, read_cells, write_cells
 from scdrugmap.spec import BenchmarkSpec, EmbedSpec, PredictSpec, RunSpec, TrainSpec
 
-#: Wide enough for tables when the output goes into a file or a pipe.
-console = Console(width=None if sys.stdout.isatty() else 150)
 RUN = "scdrugmap_run"
 
 

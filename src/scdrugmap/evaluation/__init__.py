@@ -5,14 +5,14 @@ import lazy_loader as _lazy
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
-        "cells": ["Cells", "data_card", "encode_labels", "make_partition", "study_card"],
-        "contenders": ["Contender", "Head", "array_contender"],
-        "duplicates": ["content_hash", "duplicate_groups"],
-        "grid": ["make_partitions", "run_grid"],
-        "metrics": ["METRICS", "Metric", "evaluate", "resolve_metrics"],
-        "result": ["BenchmarkResult"],
-        "splits": ["Fold", "Partition", "assign_folds", "cell_folds", "group_folds", "leave_one_out"],
-        "statistics": [
+        "splits.cells": ["Cells", "data_card", "encode_labels", "make_partition", "study_card"],
+        "grid.contenders": ["Contender", "Head", "array_contender"],
+        "splits.duplicates": ["content_hash", "duplicate_groups"],
+        "grid.grid": ["make_partitions", "run_grid"],
+        "result.metrics": ["METRICS", "Metric", "evaluate", "resolve_metrics"],
+        "result.result": ["BenchmarkResult"],
+        "splits.folds": ["Fold", "Partition", "assign_folds", "cell_folds", "group_folds", "leave_one_out"],
+        "result.statistics": [
             "Interval",
             "Ranking",
             "bootstrap",
@@ -21,6 +21,6 @@ __getattr__, __dir__, __all__ = _lazy.attach(
             "permutation_pvalue",
             "rank_models",
         ],
-        "store": ["Outcome", "RunStore", "Unit"],
+        "grid.store": ["Outcome", "RunStore", "Unit"],
     },
 )

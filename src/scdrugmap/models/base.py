@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from scdrugmap._errors import InputError, UnknownNameError
 from scdrugmap.genes.identifiers import Genes
 from scdrugmap.models.card import ModelCard
-from scdrugmap.models.counts import Alignment, Counts
-from scdrugmap.models.tokens import Tokens
+from scdrugmap.models.kit.counts import Alignment, Counts
+from scdrugmap.models.kit.tokens import Tokens
 
 Batch = dict[str, Tensor]
 

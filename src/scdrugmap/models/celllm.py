@@ -15,14 +15,14 @@ from torch import Tensor
 from scdrugmap._errors import CheckpointError
 from scdrugmap.genes.identifiers import Genes
 from scdrugmap.models.base import Batch, ModelOptions, NetworkModel
-from scdrugmap.models.binning import log_normalized, read_genes
-from scdrugmap.models.blocks.performer import UNUSED, PerformerEncoder, PerformerSizes, renamed
-from scdrugmap.models.blocks.transformer import masked_mean
 from scdrugmap.models.card import ModelCard
-from scdrugmap.models.checkpoint import digests, find_file, load_json, load_strict, load_tensors, require_file
-from scdrugmap.models.counts import Counts
-from scdrugmap.models.tokens import Tokens
-from scdrugmap.models.weights import randomize
+from scdrugmap.models.kit.binning import log_normalized, read_genes
+from scdrugmap.models.kit.checkpoint import digests, find_file, load_json, load_strict, load_tensors, require_file
+from scdrugmap.models.kit.counts import Counts
+from scdrugmap.models.kit.performer import UNUSED, PerformerEncoder, PerformerSizes, renamed
+from scdrugmap.models.kit.tokens import Tokens
+from scdrugmap.models.kit.transformer import masked_mean
+from scdrugmap.models.kit.weights import randomize
 
 _OFFICIAL = PerformerSizes(
     tokens=8, positions=19_381, dim=512, depth=10, heads=16, head_dim=64, features=266, hidden=2048

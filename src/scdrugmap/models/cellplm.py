@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from scdrugmap._errors import CheckpointError, InputError
 from scdrugmap.genes.identifiers import Genes
 from scdrugmap.models.base import Batch, GroupModel, ModelOptions
-from scdrugmap.models.blocks.flowformer import FlowEncoder
 from scdrugmap.models.card import ModelCard
-from scdrugmap.models.checkpoint import digests, load_json, load_strict, load_tensors, require_file
-from scdrugmap.models.counts import Alignment, Counts, uniforms
-from scdrugmap.models.tokens import Tokens
-from scdrugmap.models.weights import randomize
+from scdrugmap.models.kit.checkpoint import digests, load_json, load_strict, load_tensors, require_file
+from scdrugmap.models.kit.counts import Alignment, Counts, uniforms
+from scdrugmap.models.kit.flowformer import FlowEncoder
+from scdrugmap.models.kit.tokens import Tokens
+from scdrugmap.models.kit.weights import randomize
 
 #: Official tensor names to those of the network, by regular expression.
 _NAMES = {

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from scdrugmap._errors import CheckpointError, InputError
 from scdrugmap.genes.identifiers import Genes
 from scdrugmap.models.base import Batch, ModelOptions, NetworkModel
-from scdrugmap.models.blocks.transformer import PostNormBlock, masked_mean
 from scdrugmap.models.card import ModelCard
-from scdrugmap.models.checkpoint import digests, load_json, load_pickle, load_strict, load_tensors, require_file
-from scdrugmap.models.counts import Counts
-from scdrugmap.models.ranking import framed, rank_rows
-from scdrugmap.models.tokens import Tokens
-from scdrugmap.models.weights import randomize
+from scdrugmap.models.kit.checkpoint import digests, load_json, load_pickle, load_strict, load_tensors, require_file
+from scdrugmap.models.kit.counts import Counts
+from scdrugmap.models.kit.ranking import framed, rank_rows
+from scdrugmap.models.kit.tokens import Tokens
+from scdrugmap.models.kit.transformer import PostNormBlock, masked_mean
+from scdrugmap.models.kit.weights import randomize
 
 #: Heads, and a buffer of old library versions.
 _IGNORED = (r"cls\..*", r"classifier\..*", r"pooler\..*", r"embeddings\.position_ids")

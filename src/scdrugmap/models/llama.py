@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from scdrugmap._errors import CheckpointError, InputError, ScDrugMapWarning
 from scdrugmap.genes.identifiers import Genes
 from scdrugmap.models.base import Batch, ModelOptions, NetworkModel
-from scdrugmap.models.blocks.transformer import masked_mean
 from scdrugmap.models.card import ModelCard
-from scdrugmap.models.checkpoint import digests, load_json, require_file
-from scdrugmap.models.counts import Alignment, Counts
-from scdrugmap.models.pieces import Pieces
-from scdrugmap.models.ranking import rank_rows
-from scdrugmap.models.tokens import Tokens
-from scdrugmap.models.weights import randomize
+from scdrugmap.models.kit.checkpoint import digests, load_json, require_file
+from scdrugmap.models.kit.counts import Alignment, Counts
+from scdrugmap.models.kit.pieces import Pieces
+from scdrugmap.models.kit.ranking import rank_rows
+from scdrugmap.models.kit.tokens import Tokens
+from scdrugmap.models.kit.transformer import masked_mean
+from scdrugmap.models.kit.weights import randomize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

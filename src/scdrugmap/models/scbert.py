@@ -14,15 +14,15 @@ from torch import Tensor
 from scdrugmap._errors import CheckpointError
 from scdrugmap.genes.identifiers import Genes
 from scdrugmap.models.base import Batch, ModelOptions, NetworkModel, bucket
-from scdrugmap.models.binning import log_normalized, read_genes
-from scdrugmap.models.blocks.favor import tiles
-from scdrugmap.models.blocks.performer import UNUSED, PerformerBlock, PerformerEncoder, PerformerSizes, renamed
-from scdrugmap.models.blocks.transformer import masked_mean
 from scdrugmap.models.card import ModelCard
-from scdrugmap.models.checkpoint import digests, load_strict, load_tensors, require_file
-from scdrugmap.models.counts import Counts
-from scdrugmap.models.tokens import Tokens
-from scdrugmap.models.weights import randomize
+from scdrugmap.models.kit.binning import log_normalized, read_genes
+from scdrugmap.models.kit.checkpoint import digests, load_strict, load_tensors, require_file
+from scdrugmap.models.kit.counts import Counts
+from scdrugmap.models.kit.favor import tiles
+from scdrugmap.models.kit.performer import UNUSED, PerformerBlock, PerformerEncoder, PerformerSizes, renamed
+from scdrugmap.models.kit.tokens import Tokens
+from scdrugmap.models.kit.transformer import masked_mean
+from scdrugmap.models.kit.weights import randomize
 
 #: Highest bin of expression; one more token is the mask of the pre-training.
 _TOP_BIN = 5

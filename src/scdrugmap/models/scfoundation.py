@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from scdrugmap._errors import CheckpointError, InputError
 from scdrugmap.genes.identifiers import Genes
 from scdrugmap.models.base import Batch, ModelOptions, NetworkModel
-from scdrugmap.models.blocks.transformer import PostNormBlock
 from scdrugmap.models.card import ModelCard
-from scdrugmap.models.checkpoint import digests, find_file, load_strict, load_tensors, require_file, split_qkv
-from scdrugmap.models.counts import Counts
-from scdrugmap.models.tokens import Tokens
-from scdrugmap.models.weights import randomize
+from scdrugmap.models.kit.checkpoint import digests, find_file, load_strict, load_tensors, require_file, split_qkv
+from scdrugmap.models.kit.counts import Counts
+from scdrugmap.models.kit.tokens import Tokens
+from scdrugmap.models.kit.transformer import PostNormBlock
+from scdrugmap.models.kit.weights import randomize
 
 _WEIGHTS = "models.ckpt"
 _GENES = "OS_scRNA_gene_index.*.tsv"

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from scdrugmap._errors import CheckpointError, InputError, ScDrugMapWarning
 from scdrugmap.genes.identifiers import Genes
 from scdrugmap.models.base import Batch, ModelOptions, NetworkModel
-from scdrugmap.models.blocks.transformer import PostNormBlock
 from scdrugmap.models.card import ModelCard
-from scdrugmap.models.checkpoint import digests, load_json, load_strict, load_tensors, require_file, split_qkv
-from scdrugmap.models.counts import Counts, splitmix64
-from scdrugmap.models.quantiles import N_BINS, bin_ranges
-from scdrugmap.models.sampling import lowest
-from scdrugmap.models.streams import FileOrderStream
-from scdrugmap.models.tokens import Tokens
-from scdrugmap.models.weights import randomize
+from scdrugmap.models.kit.checkpoint import digests, load_json, load_strict, load_tensors, require_file, split_qkv
+from scdrugmap.models.kit.counts import Counts, splitmix64
+from scdrugmap.models.kit.quantiles import N_BINS, bin_ranges
+from scdrugmap.models.kit.sampling import lowest
+from scdrugmap.models.kit.streams import FileOrderStream
+from scdrugmap.models.kit.tokens import Tokens
+from scdrugmap.models.kit.transformer import PostNormBlock
+from scdrugmap.models.kit.weights import randomize
 
 _IGNORED = (r"decoder\..*", r"cls_decoder\..*", r"mvc_decoder\..*", r"flag_encoder\.weight")
 #: Parts of some fine-tuned files that change the model but are not in the official embedding path.

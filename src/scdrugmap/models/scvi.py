@@ -17,7 +17,7 @@ from scdrugmap._threads import threads_for
 from scdrugmap.genes.identifiers import Genes
 from scdrugmap.models.base import FittedModel, ModelOptions
 from scdrugmap.models.card import ModelCard
-from scdrugmap.models.expression import counts_over, log_normalize, training_genes, variable_genes
+from scdrugmap.models.kit.expression import counts_over, log_normalize, training_genes, variable_genes
 
 _WEIGHT = "weight:"
 

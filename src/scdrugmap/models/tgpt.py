@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from scdrugmap._errors import CheckpointError, InputError
 from scdrugmap.genes.identifiers import Genes
 from scdrugmap.models.base import Batch, ModelOptions, NetworkModel
-from scdrugmap.models.blocks.transformer import SelfAttention, masked_mean
 from scdrugmap.models.card import ModelCard
-from scdrugmap.models.checkpoint import digests, load_json, load_strict, load_tensors, require_file, split_qkv
-from scdrugmap.models.counts import Alignment, Counts
-from scdrugmap.models.ranking import framed, rank_rows
-from scdrugmap.models.tokens import Tokens
-from scdrugmap.models.weights import randomize
+from scdrugmap.models.kit.checkpoint import digests, load_json, load_strict, load_tensors, require_file, split_qkv
+from scdrugmap.models.kit.counts import Alignment, Counts
+from scdrugmap.models.kit.ranking import framed, rank_rows
+from scdrugmap.models.kit.tokens import Tokens
+from scdrugmap.models.kit.transformer import SelfAttention, masked_mean
+from scdrugmap.models.kit.weights import randomize
 
 #: Genes that the pre-training sequences evidently left out, although some have a token.
 _NOT_PRETRAINED = re.compile(r"RP[LS]\d+(?:AL?|L\d?|X|Y\d)?(?:P\d+)?|RPLP[0-2]|RPSA|MALAT1|NEAT1")

@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from scdrugmap._errors import CheckpointError, InputError, ScDrugMapWarning
 from scdrugmap.genes.identifiers import Genes
 from scdrugmap.models.base import Batch, ModelOptions, NetworkModel
-from scdrugmap.models.blocks.transformer import PostNormBlock
 from scdrugmap.models.card import ModelCard
-from scdrugmap.models.checkpoint import digests, load_strict, load_tensors, require_file, split_qkv
-from scdrugmap.models.counts import Alignment, Counts, uniforms
-from scdrugmap.models.proteins import (
+from scdrugmap.models.kit.checkpoint import digests, load_strict, load_tensors, require_file, split_qkv
+from scdrugmap.models.kit.counts import Alignment, Counts, uniforms
+from scdrugmap.models.kit.proteins import (
     PROTEOMES,
     FileRows,
     Genome,
@@ -33,10 +32,11 @@ from scdrugmap.models.proteins import (
     random_genome,
     read_genome,
 )
-from scdrugmap.models.sampling import draw_entries, draw_in_file_order
-from scdrugmap.models.streams import FileOrderStream
-from scdrugmap.models.tokens import Tokens
-from scdrugmap.models.weights import randomize
+from scdrugmap.models.kit.sampling import draw_entries, draw_in_file_order
+from scdrugmap.models.kit.streams import FileOrderStream
+from scdrugmap.models.kit.tokens import Tokens
+from scdrugmap.models.kit.transformer import PostNormBlock
+from scdrugmap.models.kit.weights import randomize
 
 PAD, CHROMOSOME_END, CLS = 0, 2, 3
 _WEIGHTS = ["4layer_model.torch", "33l_8ep_1024t_1280.torch", "*model*.torch"]

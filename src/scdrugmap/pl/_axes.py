@@ -221,7 +221,7 @@ def floors(table: pd.DataFrame, places: Sequence[str]) -> np.ndarray:
 
 def split_note(table: pd.DataFrame) -> str:
     """Return how the cells were divided, with the warning that a split by cells needs."""
-    from scdrugmap.evaluation.cells import SAME_SAMPLE
+    from scdrugmap.evaluation.splits.cells import SAME_SAMPLE
 
     notes = dict.fromkeys(zip(table["setting"], table["split"], strict=True))
     return "; ".join(f"{a}, split by {b}" + (f" ({SAME_SAMPLE})" if b == "cell" else "") for a, b in notes)

@@ -12,9 +12,9 @@ import pandas as pd
 from scdrugmap import _anndata
 from scdrugmap._errors import InputError
 from scdrugmap._keys import CLASSES, KEYS
-from scdrugmap.evaluation.duplicates import MIN_GENES, content_hash
+from scdrugmap.embedding.source import CountSource
+from scdrugmap.evaluation.splits.duplicates import MIN_GENES, content_hash
 from scdrugmap.genes.identifiers import recognise
-from scdrugmap.models.source import CountSource
 from scdrugmap.pp._report import CheckReport, Finding, Level, sort_findings
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from scipy import sparse
 from scdrugmap import __version__, _anndata
 from scdrugmap._errors import InputError, InputTypeError, ScDrugMapWarning
 from scdrugmap._keys import CLASSES, KEYS
-from scdrugmap.evaluation.duplicates import MIN_GENES, content_hash
-from scdrugmap.models.source import CountSource
+from scdrugmap.embedding.source import CountSource
+from scdrugmap.evaluation.splits.duplicates import MIN_GENES, content_hash
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -12,11 +12,11 @@ import pandas as pd
 
 from scdrugmap import _anndata
 from scdrugmap._errors import InputError, ScDrugMapError, UnknownNameError
+from scdrugmap.embedding.source import CountSource
 from scdrugmap.genes.identifiers import Genes
 from scdrugmap.genes.mapping import coverage
 from scdrugmap.models import registry
 from scdrugmap.models.card import ModelCard, model_key
-from scdrugmap.models.source import CountSource
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -138,7 +138,7 @@ def content_keys(X: sparse.csr_matrix, genes: Iterable[str]) -> np.ndarray:
     >>> bool(a == content_keys(sparse.csr_matrix([[2, 0, 1]]), ["B", "C", "A"]))
     True
     """
-    from scdrugmap.models.counts import splitmix64
+    from scdrugmap.models.kit.counts import splitmix64
 
     block = sparse.csr_matrix(X, dtype=np.float64, copy=True)
     block.sum_duplicates()

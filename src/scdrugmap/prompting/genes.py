@@ -11,8 +11,9 @@ import numpy as np
 from scipy import sparse
 
 from scdrugmap._errors import InputError, UnknownNameError
-from scdrugmap.models.ranking import rank_rows
-from scdrugmap.models.source import CountSource, check_values
+from scdrugmap.embedding.source import CountSource
+from scdrugmap.models.kit.ranking import rank_rows
+from scdrugmap.models.kit.values import check_values
 
 BLOCK = 4096
 RANKINGS = ("expressed", "contrast")

@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import sparse
 
 from scdrugmap._errors import InputError
-from scdrugmap.models.source import CountSource
+from scdrugmap.embedding.source import CountSource
 from scdrugmap.prompting.client import Request
 from scdrugmap.prompting.cost import estimate_tokens
 from scdrugmap.prompting.examples import Choice, Examples, content_keys

@@ -12,10 +12,10 @@ import torch
 from scipy import sparse
 
 from scdrugmap._errors import InputError
+from scdrugmap.embedding.runner import embed_counts
+from scdrugmap.embedding.source import CountSource
 from scdrugmap.genes.identifiers import Genes
 from scdrugmap.models.base import FittedModel, GroupModel, Model, NetworkModel
-from scdrugmap.models.inference import embed_counts
-from scdrugmap.models.source import CountSource
 from scdrugmap.testing.cells import example_cells
 
 #: Largest difference between two ways of computing one embedding, relative to its largest value (float32).
@@ -344,7 +344,7 @@ def _adapted(model: NetworkModel, X: sparse.csr_matrix, genes: Genes) -> tuple[A
     """The network with default adapters, and one batch."""
     from peft import LoraConfig, get_peft_model
 
-    from scdrugmap.models.counts import Counts
+    from scdrugmap.models.kit.counts import Counts
 
     assert model.card.lora_targets, "the card names no LoRA targets"
     alignment = model.align(genes)

@@ -13,19 +13,19 @@ import numpy as np
 from scdrugmap import __version__, _anndata
 from scdrugmap._errors import InputError, ScDrugMapWarning, UnknownNameError
 from scdrugmap._keys import KEYS
-from scdrugmap.evaluation import inputs
-from scdrugmap.evaluation.cells import SAME_SAMPLE, study_card
-from scdrugmap.evaluation.contenders import Contender, Head
-from scdrugmap.evaluation.grid import make_partitions, run_grid, splits_of
-from scdrugmap.evaluation.metrics import Metrics, resolve_metrics
+from scdrugmap.evaluation.grid import inputs
+from scdrugmap.evaluation.grid.contenders import Contender, Head
+from scdrugmap.evaluation.grid.grid import make_partitions, run_grid, splits_of
+from scdrugmap.evaluation.result.metrics import Metrics, resolve_metrics
+from scdrugmap.evaluation.splits.cells import SAME_SAMPLE, study_card
 from scdrugmap.tl._benchmark_models import Asked
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-    from scdrugmap.evaluation.result import BenchmarkResult
-    from scdrugmap.evaluation.runner import OnUnit
+    from scdrugmap.evaluation.grid.runner import OnUnit
+    from scdrugmap.evaluation.result.result import BenchmarkResult
 
 STRATEGIES = ("frozen", "lora", "prompt")
 #: What a preset changes, where the caller left the default.
@@ -109,7 +109,7 @@ def benchmark(
         With ``split="cell"``: one division with this share of test cells instead of folds.
     metrics
         ``None`` for all, names, or a mapping of names to ``(y, score, pred) -> float``; see
-        :data:`scdrugmap.evaluation.metrics.METRICS`.
+        :data:`scdrugmap.evaluation.result.metrics.METRICS`.
     levels
         ``"cell"``, and ``"sample"`` and ``"patient"`` for metrics of the mean score per sample or patient.
     head
@@ -229,7 +229,7 @@ def _strategies(strategy: str | Sequence[str]) -> list[str]:
 
 
 def _check_heads(heads: Sequence[Head]) -> None:
-    from scdrugmap.response import make_head
+    from scdrugmap.heads.make import make_head
 
     for head in heads:
         make_head(head.spec, random_state=0, **head.options)

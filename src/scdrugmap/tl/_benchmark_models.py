@@ -13,8 +13,8 @@ import numpy as np
 from scdrugmap import _anndata
 from scdrugmap._errors import InputError, InputTypeError, UnknownNameError
 from scdrugmap._keys import KEYS, SENSITIVE
-from scdrugmap.evaluation import inputs
-from scdrugmap.evaluation.contenders import Contender, Head, array_contender
+from scdrugmap.evaluation.grid import inputs
+from scdrugmap.evaluation.grid.contenders import Contender, Head, array_contender
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
+    from scdrugmap.embedding.cluster import Origin
     from scdrugmap.models.base import FittedModel, Model, NetworkModel
-    from scdrugmap.models.distributed import Origin
 
 
 def embed(
@@ -147,7 +147,8 @@ def _embed_one(
     progress: bool | None,
     options: dict[str, Any],
 ) -> tuple[str, np.ndarray, dict[str, Any]]:
-    from scdrugmap.models import distributed, registry
+    from scdrugmap.embedding import cluster as distributed
+    from scdrugmap.models import registry
 
     cls = registry.get(model)
     card = cls.card
@@ -206,8 +207,8 @@ def _embed_network(
     progress: bool | None,
     origin: Origin | None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    from scdrugmap.models import inference
-    from scdrugmap.models.source import CountSource
+    from scdrugmap.embedding import runner as inference
+    from scdrugmap.embedding.source import CountSource
     from scdrugmap.settings import settings
 
     grouped = model.card.context == "group"
@@ -254,8 +255,8 @@ def _embed_network(
 
 
 def _embed_fitted(model: FittedModel, counts: Any, genes: Any, labels: np.ndarray | None, *, fit: bool) -> np.ndarray:
-    from scdrugmap.models.inference import BLOCK
-    from scdrugmap.models.source import CountSource
+    from scdrugmap.embedding.runner import BLOCK
+    from scdrugmap.embedding.source import CountSource
 
     source = CountSource(counts)
     if fit:

@@ -100,9 +100,9 @@ def few_shot_curve(
     >>> table["n_shots"].unique().tolist()
     [0, 2]
     """
-    from scdrugmap.response.few_shot import shot_order
-    from scdrugmap.response.labels import both_classes, encode
-    from scdrugmap.response.representation import Engine
+    from scdrugmap._cohort import both_classes, encode
+    from scdrugmap.predictor.few_shot import shot_order
+    from scdrugmap.predictor.representation import Engine
     from scdrugmap.tl._embed import _seed
 
     main = _anndata.resolve(adata, mod=mod)
@@ -188,7 +188,7 @@ def _features(
     samples: np.ndarray | None,
 ) -> np.ndarray:
     """Features of all cells; a baseline is fitted on ``fit_rows``."""
-    from scdrugmap.response.representation import FittedRepresentation, ObsmRepresentation
+    from scdrugmap.predictor.representation import FittedRepresentation, ObsmRepresentation
     from scdrugmap.tl._train import _Refit, open_model
 
     if use_rep is not None:
@@ -213,7 +213,9 @@ def _fit(
     from sklearn.base import clone
     from sklearn.pipeline import Pipeline
 
-    from scdrugmap.response import MLPHead, fit_heads, make_head
+    from scdrugmap.heads.batched import fit_heads
+    from scdrugmap.heads.make import make_head
+    from scdrugmap.heads.mlp import MLPHead
 
     made = make_head(head, random_state=seed, **dict(head_options or {}))
     if isinstance(made, MLPHead) and weighted is None:

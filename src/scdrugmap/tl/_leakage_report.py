@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 from scdrugmap import _anndata
 from scdrugmap._keys import KEYS
-from scdrugmap.evaluation import inputs
-from scdrugmap.evaluation.contenders import Contender
+from scdrugmap.evaluation.grid import inputs
+from scdrugmap.evaluation.grid.contenders import Contender
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-    from scdrugmap.evaluation.leakage import LeakageReport
+    from scdrugmap.evaluation.splits.leakage import LeakageReport
 
 
 def leakage_report(
@@ -60,7 +60,7 @@ def leakage_report(
     >>> sd.tl.leakage_report(adata).leaks
     ['labels of samples']
     """
-    from scdrugmap.evaluation.leakage import find_leaks
+    from scdrugmap.evaluation.splits.leakage import find_leaks
 
     data = _anndata.resolve(adata, mod=mod)
     cells = inputs.read_cells(data, label_key=label_key, study_key=study_key, sample_key=sample_key, layer=layer)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from scdrugmap.models.base import Model
-    from scdrugmap.response import ResponsePredictor
+    from scdrugmap.predictor.predictor import ResponsePredictor
 
 STRATEGIES = ("frozen", "lora", "prompt")
 
@@ -191,7 +191,7 @@ def predict_response(
     record = _record(trained, coverage, abstain, int(missing.sum()), int(abstained.sum()), seed, strategy)
     record["shots"] = edit.adata.obs_names[shots].to_numpy(dtype=str)
     if samples is not None:
-        from scdrugmap.response.samples import sample_calls
+        from scdrugmap.trust.samples import sample_calls
 
         record["samples"] = sample_calls(frame["score"], samples, threshold=trained.threshold)
     if conformal is False:
@@ -236,8 +236,8 @@ def _train_here(
         return train(reference, model, use_rep=use_rep, **arguments), np.empty(0, dtype=np.int64)
     if _anndata.is_mudata(root) or (reference is not None and _anndata.is_mudata(reference)):
         raise InputError("n_shots", n_shots, "0 for a MuData", "pass the modality: adata = mdata.mod['rna'].")
-    from scdrugmap.response.few_shot import draw_shots
-    from scdrugmap.response.labels import encode
+    from scdrugmap._cohort import encode
+    from scdrugmap.predictor.few_shot import draw_shots
 
     if samples is None and KEYS.sample in adata.obs:
         samples = adata.obs[KEYS.sample].astype(str)

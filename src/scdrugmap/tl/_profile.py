@@ -75,7 +75,7 @@ def profile(
     """
     import pandas as pd
 
-    from scdrugmap.models.source import CountSource
+    from scdrugmap.embedding.source import CountSource
     from scdrugmap.tl._embed import _seed
 
     cells = _anndata.resolve(adata, mod=mod)
@@ -139,9 +139,9 @@ def _network(
 ) -> dict[str, Any]:
     import torch
 
+    from scdrugmap.embedding.runner import embed_counts
+    from scdrugmap.embedding.source import CountSource
     from scdrugmap.models.base import GroupModel
-    from scdrugmap.models.inference import embed_counts
-    from scdrugmap.models.source import CountSource
 
     embed_counts(model, CountSource(X[:1]), genes, device=device, precision=precision, show_progress=False)
     if torch.cuda.is_available():
@@ -170,7 +170,7 @@ def _training_speed(model: NetworkModel, X: Any, genes: Any) -> float:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from scdrugmap.models.counts import Counts
+    from scdrugmap.models.kit.counts import Counts
 
     n = min(8, X.shape[0])
     alignment = model.align(genes)

@@ -195,8 +195,8 @@ def _embedding(adata: AnnData, argument: str, key: str | None) -> np.ndarray:
 def _examples(
     reference: AnnData, label_key: str, layer: str | None, context: Sequence[str], shots: str, rep: str | None
 ) -> Any:
+    from scdrugmap._cohort import encode
     from scdrugmap.prompting import Examples
-    from scdrugmap.response.labels import encode
 
     return Examples(
         _anndata.counts(reference, layer),

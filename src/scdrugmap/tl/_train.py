@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from scdrugmap.models.base import Model
-    from scdrugmap.response import ResponsePredictor
-    from scdrugmap.response.representation import Engine, Representation
+    from scdrugmap.predictor.predictor import ResponsePredictor
+    from scdrugmap.predictor.representation import Engine, Representation
 
 STRATEGIES = ("frozen", "lora")
 #: Columns whose values the summary of the training data lists.
@@ -131,11 +131,11 @@ def train(
     >>> predictor.predict(adata)["score"].between(0, 1).all()
     np.True_
     """
-    from scdrugmap.response.heads import make_head
-    from scdrugmap.response.labels import both_classes, encode
-    from scdrugmap.response.predictor import ResponsePredictor
-    from scdrugmap.response.representation import Engine
-    from scdrugmap.response.training import Trust
+    from scdrugmap._cohort import both_classes, encode
+    from scdrugmap.heads.make import make_head
+    from scdrugmap.predictor.predictor import ResponsePredictor
+    from scdrugmap.predictor.representation import Engine
+    from scdrugmap.predictor.training import Trust
     from scdrugmap.tl._embed import _seed
 
     main = _anndata.resolve(adata, mod=mod)
@@ -221,8 +221,8 @@ def _train_frozen(
     model_options: dict[str, Any],
 ) -> tuple[Representation, Any, np.ndarray]:
     """Compute features of the labelled cells and train the head; returns the rows that were used, too."""
-    from scdrugmap.response.representation import FittedRepresentation, ObsmRepresentation
-    from scdrugmap.response.training import train_head
+    from scdrugmap.predictor.representation import FittedRepresentation, ObsmRepresentation
+    from scdrugmap.predictor.training import train_head
 
     representation: Any
     refit = None
@@ -245,7 +245,7 @@ def _train_frozen(
             stacklevel=4,
         )
     kept = rows[usable]
-    from scdrugmap.response.labels import both_classes
+    from scdrugmap._cohort import both_classes
 
     both_classes(y_all[kept])
     trained = train_head(
@@ -265,7 +265,7 @@ class _Refit:
     """Fits a baseline on some of the labelled cells."""
 
     def __init__(self, adata: AnnData, representation: Any, labels: np.ndarray | None, engine: Engine) -> None:
-        from scdrugmap.models.source import CountSource
+        from scdrugmap.embedding.source import CountSource
 
         self.adata, self.first, self.labels, self.engine = adata, representation, labels, engine
         source = CountSource(_anndata.counts(adata, representation.layer))
@@ -273,7 +273,7 @@ class _Refit:
 
     def on(self, rows: np.ndarray) -> Any:
         """Return the representation fitted on these rows."""
-        from scdrugmap.response.representation import FittedRepresentation
+        from scdrugmap.predictor.representation import FittedRepresentation
 
         model = self.first.model
         fresh = type(model)(recipe=model.recipe, **model.options.model_dump())
@@ -296,7 +296,7 @@ def open_model(
 ) -> Any:
     """Return the representation of a model by name or object; a baseline is not fitted yet."""
     from scdrugmap.models import registry
-    from scdrugmap.response.representation import FittedRepresentation, NetworkRepresentation, as_checkpoint_text
+    from scdrugmap.predictor.representation import FittedRepresentation, NetworkRepresentation, as_checkpoint_text
     from scdrugmap.tl._embed import _check_species
 
     _anndata.refuse_empty(adata, genes=True)
@@ -323,7 +323,7 @@ def _check_groups(y: np.ndarray, groups: np.ndarray | None, trust: Any, seed: in
     """Find out before anything is embedded whether groups can be held out."""
     if not trust.held_out:
         return
-    from scdrugmap.response.crossfit import grouped_folds
+    from scdrugmap.heads.crossfit import grouped_folds
 
     if groups is None:
         warnings.warn(
@@ -360,7 +360,7 @@ def _describe(obs: pd.DataFrame, y: np.ndarray, labels: np.ndarray | None, rows:
 
 def load_any(predictor: Any) -> ResponsePredictor:
     """Return a predictor that is given as such or as its folder."""
-    from scdrugmap.response import ResponsePredictor, load_predictor
+    from scdrugmap.predictor.predictor import ResponsePredictor, load_predictor
 
     if isinstance(predictor, ResponsePredictor):
         return predictor

@@ -18,7 +18,7 @@ from scdrugmap._keys import KEYS
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from scdrugmap.response.representation import Engine, Representation
+    from scdrugmap.predictor.representation import Engine, Representation
 
 
 def train_lora(
@@ -43,13 +43,13 @@ def train_lora(
 
     Groups that calibration and conformal sets are measured on are held out of the training altogether.
     """
-    from scdrugmap.models.source import CountSource
-    from scdrugmap.response.crossfit import grouped_folds, margins
-    from scdrugmap.response.labels import both_classes
-    from scdrugmap.response.lora import LoRAOptions
-    from scdrugmap.response.lora_fit import fit_lora, tokenise
-    from scdrugmap.response.representation import FittedRepresentation
-    from scdrugmap.response.training import Trained, held_out_metrics, learn_trust
+    from scdrugmap._cohort import both_classes
+    from scdrugmap.embedding.source import CountSource
+    from scdrugmap.heads.crossfit import grouped_folds, margins
+    from scdrugmap.lora.adapters import LoRAOptions
+    from scdrugmap.lora.fit import fit_lora, tokenise
+    from scdrugmap.predictor.representation import FittedRepresentation
+    from scdrugmap.predictor.training import Trained, held_out_metrics, learn_trust
     from scdrugmap.tl._train import open_model
 
     chosen = LoRAOptions.build(options)

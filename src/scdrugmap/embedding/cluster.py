@@ -1,0 +1,372 @@
+"""Embedding on a cluster: each chunk of a dask array is one task, and a worker process loads the model once.
+
+The engine asks :func:`connect` whether a cluster should do the work. Workers get a description of the model (class,
+checkpoint, options) and load it from the files that they see; a model that exists only in the caller's memory travels
+with its state. A worker that dies takes no result along: dask hands its chunks out again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scdrugmap._errors import CheckpointError, InputError, ScDrugMapWarning
+
+if TYPE_CHECKING:
+    from scdrugmap.embedding.runner import Work
+    from scdrugmap.embedding.source import CountSource
+    from scdrugmap.embedding.store import EmbeddingStore
+    from scdrugmap.models.base import NetworkModel
+    from scdrugmap.models.kit.counts import Alignment
+
+#: The model of this worker process, by the key of its origin; one, for models are large.
+_LOADED: dict[str, NetworkModel] = {}
+#: A process embeds one chunk at a time: its threads serve the network, not several networks at once.
+_LOCK = threading.Lock()
+
+
+def active_client() -> Any | None:
+    """Return the ``dask.distributed`` client of joblib's context, or the one that is open in this process.
+
+    ``None`` without a client, and inside a task, which does its own work.
+
+    Examples
+    --------
+    >>> active_client() is None
+    True
+    """
+    distributed = sys.modules.get("distributed")
+    if distributed is None:
+        return None
+    try:
+        distributed.get_worker()
+    except ValueError:
+        pass
+    else:
+        return None
+    from joblib.parallel import get_active_backend
+
+    client = getattr(get_active_backend()[0], "client", None)
+    if client is None:
+        try:
+            client = distributed.default_client()
+        except ValueError:
+            return None
+    return client if client.status == "running" and not client.asynchronous else None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a worker gets the model.
+
+    Parameters
+    ----------
+    checkpoint
+        As the caller gave it: a path, a variant, or ``None`` for the default.
+    options
+        Options that the model was loaded with.
+    cls, path, digest
+        Class, files on the caller's machine and their digest.
+    state
+        The pickled model, where there are no files to load it from.
+    """
+
+    checkpoint: str | Path | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    cls: type[NetworkModel] | None = None
+    path: str = ""
+    digest: str = ""
+    state: bytes = field(default=b"", repr=False)
+
+    @classmethod
+    def of(cls, model: NetworkModel, origin: Origin | None) -> Origin:
+        """Complete the description of a loaded model; without one, take the model itself.
+
+        Raises
+        ------
+        InputError
+            If the model itself has to travel and cannot be pickled.
+        """
+        if origin is not None:
+            from scdrugmap.models import registry
+
+            path = registry.resolve_checkpoint(model.card, origin.checkpoint).resolve()
+            return replace(origin, cls=type(model), path=str(path), digest=model.digest)
+        import cloudpickle
+        import torch
+
+        try:
+            return cls(state=cloudpickle.dumps(model.to(torch.device("cpu"))))
+        except Exception as error:  # pickling calls any code, which may raise anything
+            raise InputError(
+                "model",
+                f"a {type(model).__name__} that cannot be sent to the workers ({type(error).__name__}: {error})",
+                "the name of a model, or a model that can be pickled",
+                "pass the name and checkpoint=, so that each worker loads it, or close the client to work here.",
+            ) from error
+
+    @property
+    def key(self) -> str:
+        """Same model, same key."""
+        parts = (repr(self.cls), self.path, self.digest, repr(sorted(self.options.items())))
+        return hashlib.sha256("\n".join(parts).encode() + self.state).hexdigest()
+
+    def load(self) -> NetworkModel:
+        """Load the model on this machine.
+
+        Raises
+        ------
+        CheckpointError
+            If the files are not here, or are not those of the caller.
+        """
+        if self.cls is None:
+            import cloudpickle
+
+            return cloudpickle.loads(self.state)
+        from scdrugmap.models import registry
+
+        where = Path(self.path)
+        if not where.exists():
+            # A variant can be fetched to where the worker runs; a folder of the caller cannot.
+            try:
+                where = registry.resolve_checkpoint(self.cls.card, self.checkpoint)
+            except CheckpointError as error:
+                raise CheckpointError(
+                    "checkpoint",
+                    f"{self.path}, which worker {_worker_name()} does not see",
+                    "files that every worker can read under the same path",
+                    "put the checkpoint on a file system that all machines share.",
+                ) from error
+        model = self.cls.from_checkpoint(where, **self.options).prepared()
+        if model.digest != self.digest:
+            raise CheckpointError(
+                "checkpoint",
+                f"other files at {where} on worker {_worker_name()} than on the machine that asks",
+                "the same files everywhere",
+                "copy the checkpoint again, or use a file system that all machines share.",
+            )
+        return model
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all tasks of one call have in common."""
+
+    origin: Origin
+    alignment: Alignment
+    device: str
+    precision: str
+    batch_size: int | None
+    rows_per_block: int
+    survey: Any = None
+
+
+def connect(
+    source: CountSource, model: NetworkModel, origin: Origin | None, device: str | None, precision: str | None
+) -> Cluster | None:
+    """Return the cluster that should embed ``source``: there is one if it is a dask array and a client is active.
+
+    Raises
+    ------
+    InputError
+        If the workers lack the device, or the model cannot get there.
+    """
+    client = active_client() if source.is_dask else None
+    if client is None:
+        return None
+    if model.sequential:
+        warnings.warn(
+            f"{model.card.name} with these options draws from one stream over the cells in file order: "
+            "it runs in this process and not on the workers",
+            ScDrugMapWarning,
+            stacklevel=5,
+        )
+        return None
+    from scdrugmap.settings import settings
+
+    described = Origin.of(model, origin)
+    asked = device or settings.device, precision or settings.precision
+    # One worker chooses for all, so that every cell is computed with the same arithmetic.
+    place = client.submit(_place, *asked, pure=False).result()
+    return Cluster(client, described, *place)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A client, the model's origin, and the device and precision of all its workers."""
+
+    client: Any
+    origin: Origin
+    device: str
+    precision: str
+
+    def job(self, alignment: Alignment, batch_size: int | None, rows_per_block: int, survey: Any = None) -> Job:
+        """Describe the work that the tasks share."""
+        return Job(self.origin, alignment, self.device, self.precision, batch_size, rows_per_block, survey)
+
+    def blocks(
+        self, X: Any, job: Job, store: EmbeddingStore | None, work: Work, *, fixed: bool
+    ) -> Iterator[tuple[int, int, np.ndarray | None]]:
+        """Yield ``(first row, rows, values)`` as tasks end; ``None`` for values that the store holds already.
+
+        With ``fixed``, tasks are the blocks of the engine instead of the chunks of the array.
+        """
+        size = job.rows_per_block
+        X = X.rechunk({0: size, 1: -1} if fixed or store is not None else {1: -1})
+        starts = np.concatenate([[0], np.cumsum(X.chunks[0])]).astype(int)
+        marks = [b""] * len(X.chunks[0]) if store is None else [bytes(m) for m in np.asarray(store.done[:])]
+        arguments = [(chunk, int(starts[i]), marks[i]) for i, chunk in enumerate(X.to_delayed().ravel())]
+        for i, (part, mark, done) in self._run(embed_chunk, arguments, job):
+            first, rows = int(starts[i]), int(X.chunks[0][i])
+            if part is None:
+                work.n_resumed += rows
+            elif store is not None:
+                store.write(first // size, first, part, mark)
+            work.add(done)
+            yield first, rows, part
+
+    def grouped(
+        self, X: Any, job: Job, groups: np.ndarray | None, work: Work
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield ``(rows, values)`` group by group: cells that see each other are one task."""
+        codes = np.zeros(X.shape[0], dtype=int) if groups is None else np.unique(groups, return_inverse=True)[1]
+        members = [np.flatnonzero(codes == code) for code in range(codes.max(initial=-1) + 1)]
+        arguments = [(X[rows].rechunk(-1).to_delayed().ravel()[0],) for rows in members]
+        for i, (part, done) in self._run(embed_group, arguments, job):
+            work.add(done)
+            yield members[i], part
+
+    def content_key(self, X: Any, fingerprint: str, groups: np.ndarray | None) -> str:
+        """Digest of everything that decides the values, with the counts read by the workers."""
+        chunks = X.rechunk({1: -1})
+        arguments = [(chunk,) for chunk in chunks.to_delayed().ravel()]
+        digests = dict(self._run(_digest, arguments))
+        whole = hashlib.sha256(fingerprint.encode())
+        for i in range(len(arguments)):
+            whole.update(digests[i])
+        if groups is not None:
+            whole.update(np.unique(groups, return_inverse=True)[1].astype(np.int64).data)
+        return whole.hexdigest()
+
+    def _run(self, function: Any, arguments: list[tuple[Any, ...]], *shared: Any) -> Iterator[tuple[int, Any]]:
+        """Yield ``(position, result)`` in the order in which tasks end."""
+        import dask
+        import distributed
+
+        # Part of the graph rather than scattered: the scheduler can hand it out again when a worker is lost.
+        common = [dask.delayed(s, pure=False, traverse=False) for s in shared]
+        task = dask.delayed(function, pure=False)
+        futures = self.client.compute([task(*a, *common) for a in arguments])
+        number = {future.key: i for i, future in enumerate(futures)}
+        try:
+            for future, result in distributed.as_completed(futures, with_results=True):
+                yield number[future.key], result
+                future.release()
+        except distributed.KilledWorker as error:
+            raise InputError(
+                "adata.X",
+                "a chunk whose worker process died each time it was tried, probably for want of memory",
+                "chunks that fit beside the model into the memory of a worker",
+                "use smaller chunks (X.rechunk), or workers with more memory.",
+            ) from error
+        finally:
+            self.client.cancel(futures)
+
+
+def embed_chunk(X: Any, first: int, mark: bytes, job: Job) -> tuple[np.ndarray | None, bytes, Work]:
+    """Embed one chunk on a worker; returns values, digest of the counts and the work done.
+
+    The values are ``None`` where ``mark`` says that the caller has those of these very counts.
+    """
+    from scdrugmap.embedding.runner import Work, block_digest
+    from scdrugmap.embedding.source import CountSource
+
+    source = CountSource(X)
+    digest = b""
+    if mark:
+        digest = block_digest(source[slice(0, source.shape[0])])
+        if digest == mark:
+            return None, digest, Work()
+    with _running(source, job) as runner:
+        parts = [
+            runner.embed_rows(rows, first + start, job.survey) for start, rows in source.blocks(job.rows_per_block)
+        ]
+    return np.concatenate(parts), digest, runner.finished()
+
+
+def embed_group(X: Any, job: Job) -> tuple[np.ndarray, Work]:
+    """Embed one group of cells that see each other on a worker."""
+    from scdrugmap.embedding.source import CountSource
+
+    with _running(CountSource(X), job) as runner:
+        parts = [part for _, part in runner.grouped(None)]
+    return np.concatenate(parts), runner.finished()
+
+
+@contextmanager
+def _running(source: CountSource, job: Job) -> Iterator[Any]:
+    """Run with the model of this process and as many threads as the worker has, one chunk at a time."""
+    import torch
+    from distributed import get_worker
+
+    from scdrugmap.embedding.runner import Runner
+
+    with _LOCK:
+        before = torch.get_num_threads()
+        torch.set_num_threads(get_worker().state.nthreads)
+        try:
+            device = torch.device(_place(job.device, job.precision)[0])
+            model = _model(job.origin).to(device)
+            yield Runner(model, source, job.alignment, device, job.precision, job.batch_size, job.rows_per_block)
+        finally:
+            torch.set_num_threads(before)
+
+
+def _model(origin: Origin) -> NetworkModel:
+    """Return the model, loaded once per process; the caller holds the lock."""
+    key = origin.key
+    if key not in _LOADED:
+        _LOADED.clear()
+        _LOADED[key] = origin.load()
+    return _LOADED[key]
+
+
+def _place(device: str, precision: str) -> tuple[str, str]:
+    """Resolve device and precision where this runs."""
+    from scdrugmap.embedding.runner import pick_device, pick_precision
+
+    try:
+        resolved = pick_device(device)
+    except InputError as error:
+        raise InputError(
+            "device",
+            f"{error.found} on worker {_worker_name()}",
+            "a device that every worker has",
+            "use device='cpu', or workers of one kind.",
+        ) from error
+    return str(resolved), pick_precision(precision, resolved)
+
+
+def _digest(X: Any) -> bytes:
+    """SHA-256 of a chunk."""
+    from scdrugmap.embedding.runner import block_digest
+    from scdrugmap.embedding.source import CountSource
+
+    source = CountSource(X)
+    return block_digest(source[slice(0, source.shape[0])])
+
+
+def _worker_name() -> str:
+    """Name of the worker that runs this task."""
+    from distributed import get_worker
+
+    return str(get_worker().address)

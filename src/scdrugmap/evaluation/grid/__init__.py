@@ -1,0 +1,1 @@
+"""The grid of models and folds: contenders, runner, run store, table."""

@@ -1,0 +1,244 @@
+"""Who takes part: representations, fitted baselines and trivial rules, each predicting the test cells of a fold."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from scdrugmap._errors import InputError
+
+Predict = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A classifier by name or as an estimator, and a digest of its parameters."""
+
+    spec: Any
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Name in tables."""
+        return self.spec if isinstance(self.spec, str) else type(self.spec).__name__
+
+    @property
+    def digest(self) -> str:
+        """Digest of the kind and all parameters."""
+        what = self.spec if isinstance(self.spec, str) else f"{type(self.spec).__module__}.{self.spec!r}"
+        return hashlib.sha256(repr((what, sorted(self.options.items()))).encode()).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Contender:
+    """One model with one strategy.
+
+    Parameters
+    ----------
+    name
+        Name in tables.
+    strategy
+        ``"frozen"``, ``"lora"``, ``"prompt"``, or ``"baseline"``.
+    kind
+        ``"array"``: a representation of every cell, made without labels. ``"fitted"``: learnt from the training
+        cells of each fold. ``"rule"``: ignores the cells' content. ``"custom"``: trains and predicts by itself.
+    digest
+        Digest of the content; part of the key under which results are stored.
+    heads
+        Classifiers trained on it.
+    X
+        ``(n, d)`` for an array.
+    model
+        Name of the fitted model, or of the rule.
+    options
+        Options of the fitted model.
+    predict
+        For ``custom``: ``(train rows, test rows, seed)`` to P(sensitive) of the test rows.
+    note
+        Caveat that goes into every row of the table.
+    manifest
+        Further provenance: checkpoint digest, obsm key.
+    """
+
+    name: str
+    strategy: str
+    kind: Literal["array", "fitted", "rule", "custom"]
+    digest: str
+    heads: tuple[Head, ...] = (Head(""),)
+    X: np.ndarray | None = None
+    model: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    predict: Predict | None = None
+    note: str = ""
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+
+def array_digest(X: np.ndarray) -> str:
+    """SHA-256 of an array's shape, type and content."""
+    digest = hashlib.sha256(repr((X.shape, str(X.dtype))).encode())
+    digest.update(np.ascontiguousarray(X).data)
+    return digest.hexdigest()
+
+
+def array_contender(
+    name: str,
+    X: Any,
+    heads: Sequence[Head],
+    *,
+    strategy: str = "frozen",
+    n: int | None = None,
+    note: str = "",
+    manifest: Mapping[str, Any] | None = None,
+) -> Contender:
+    """Wrap a representation that exists already.
+
+    Raises
+    ------
+    InputError
+        If it is not a numeric cells x features array.
+    """
+    X = np.asarray(X.to_numpy() if hasattr(X, "to_numpy") else X.toarray() if hasattr(X, "toarray") else X)
+    if X.ndim != 2 or X.shape[1] == 0 or X.dtype.kind not in "fiub" or (n is not None and len(X) != n):
+        raise InputError(
+            "models",
+            f"{name!r}: array of shape {X.shape} and type {X.dtype}",
+            f"a numeric array of {n if n is not None else 'n'} cells x features",
+            "pass one row per cell of adata, in its order.",
+        )
+    X = X.astype(np.float32, copy=False)
+    return Contender(
+        name, strategy, "array", array_digest(X), tuple(heads), X, note=note, manifest=dict(manifest or {})
+    )
+
+
+RULES = ("all_sensitive", "majority", "random")
+
+
+def rule_contenders() -> list[Contender]:
+    """Call all cells sensitive; call the training majority; call at random with the training share."""
+    return [Contender(name, "baseline", "rule", name, model=name) for name in RULES]
+
+
+def rule_scores(rule: str, y_train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
+    """P(sensitive) of the test rows under a rule.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rule_scores("majority", np.array([1, 1, 1, 0]), np.arange(2), 0).tolist()
+    [0.75, 0.75]
+    """
+    share = float(np.mean(y_train))
+    if rule == "all_sensitive":
+        return np.ones(len(test))
+    if rule == "majority":
+        return np.full(len(test), share)
+    rng = np.random.default_rng([seed, zlib.crc32(np.ascontiguousarray(test).tobytes())])
+    return (rng.random(len(test)) < share).astype(float)
+
+
+def fit_predict(
+    X: np.ndarray,
+    y: np.ndarray,
+    folds: Sequence[tuple[np.ndarray, np.ndarray]],
+    head: Head,
+    *,
+    groups: np.ndarray | None,
+    seed: int,
+) -> list[np.ndarray]:
+    """Train one head per fold and return P(sensitive) of its test rows.
+
+    Parameters
+    ----------
+    X
+        ``(m, d)`` float32; a row with a missing value (a cell without embedding) trains nothing, and gets the share of
+        sensitive training cells as its score.
+    y
+        ``(m,)`` 0 or 1.
+    folds
+        Train and test positions in ``X``.
+    head
+        Classifier.
+    groups
+        ``(m,)`` samples, kept whole by inner validation splits.
+    seed
+        Seed of every head.
+
+    Returns
+    -------
+    list
+        ``(len(test),)`` float64 per fold.
+    """
+    from scdrugmap.heads.batched import fit_heads
+    from scdrugmap.heads.make import make_head
+
+    usable = np.isfinite(X).all(axis=1)
+    clean = X if usable.all() else np.where(usable[:, None], X, np.float32(0))
+    trains = [train[usable[train]] for train, _ in folds]
+    for (train, _), kept in zip(folds, trains, strict=True):
+        if len(np.unique(y[kept])) < 2:
+            raise ValueError(f"only {len(kept)} of {len(train)} training cells have an embedding, of one class")
+    if head.spec == "mlp":
+        fitted: list[Any] = fit_heads(clean, y, trains, seeds=seed, groups=groups, **head.options)
+    else:
+        fitted = [
+            make_head(head.spec, random_state=seed, **head.options).fit(clean[train], y[train]) for train in trains
+        ]
+    out = []
+    for (_, test), train, model in zip(folds, trains, fitted, strict=True):
+        score = np.full(len(test), float(y[train].mean()))
+        good = usable[test]
+        if good.any():
+            score[good] = model.predict_proba(clean[test[good]])[:, list(model.classes_).index(1)]
+        out.append(score)
+    return out
+
+
+def probe_halves(sample: np.ndarray, seed: int, most: int = 5000) -> tuple[np.ndarray, np.ndarray]:
+    """Divide every sample into two halves at random; empty with fewer than two samples of four cells.
+
+    Parameters
+    ----------
+    sample
+        ``(m,)`` integer codes.
+    seed
+        Seed.
+    most
+        Cells used at most.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> [len(half) for half in probe_halves(np.repeat([0, 1], 6), 0)]
+    [6, 6]
+    """
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.permutation(len(sample))[:most])
+    codes, counts = np.unique(sample[rows], return_counts=True)
+    rows = rows[np.isin(sample[rows], codes[counts >= 4])]
+    if len(np.unique(sample[rows])) < 2:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    order = rows[np.lexsort((rng.random(len(rows)), sample[rows]))]
+    return np.sort(order[::2]), np.sort(order[1::2])
+
+
+def sample_probe(X: np.ndarray, sample: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Predict the sample of each test cell from a representation.
+
+    Notes
+    -----
+    Linear discriminant analysis with a shrunken covariance on standardised features. A representation that knows the
+    sample can score high under a random-cell split without knowing anything about response.
+    """
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    X = np.where(np.isfinite(X).all(axis=1)[:, None], X, np.float32(0))
+    probe = make_pipeline(StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"))
+    return probe.fit(X[train], sample[train]).predict(X[test]).astype(np.int64)

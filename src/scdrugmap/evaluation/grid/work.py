@@ -1,0 +1,174 @@
+"""What one worker does with one task: fit on training cells, predict test cells, say how it went."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scdrugmap._logging import get_logger
+from scdrugmap.evaluation.grid.contenders import Contender, Head, fit_predict, probe_halves, rule_scores, sample_probe
+from scdrugmap.evaluation.grid.store import Outcome, RunStore, Unit
+from scdrugmap.evaluation.splits.folds import Partition
+
+#: Strategy of the units that predict the sample instead of the response.
+PROBE = "sample_probe"
+#: Rows that a fitted representation is applied to at once; bounds the memory where the counts are in a file.
+BLOCK = 8192
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Work that is done in one go: some folds of one partition for one contender and some heads."""
+
+    contender: Contender
+    heads: tuple[Head, ...]
+    partition: Partition
+    folds: tuple[int, ...]
+    units: tuple[Unit, ...]
+    probe: bool = False
+
+
+def run_task(
+    task: Task,
+    *,
+    y: np.ndarray,
+    sample: np.ndarray,
+    counts: Any,
+    genes: Any,
+    batch: np.ndarray,
+    seed: int,
+    store: str | None,
+) -> list[Outcome] | str:
+    """Train and predict; returns the predictions of every unit, or the message of the error that stopped it."""
+    start = time.perf_counter()
+    data = (counts, genes, batch)
+    try:
+        parts = [_probe(task, sample, data, seed)] if task.probe else _predictions(task, y, sample, data, seed)
+    except Exception as error:  # noqa: BLE001 - one failing unit must not end the grid; the caller warns
+        get_logger().info("unit failed", exc_info=True)
+        return f"{type(error).__name__}: {error}"
+    manifest = _manifest(task, seed, (time.perf_counter() - start) / len(task.units))
+    outcomes = [
+        Outcome(unit, *part, manifest=manifest | unit.where) for unit, part in zip(task.units, parts, strict=True)
+    ]
+    if store is not None:
+        writer = RunStore(store)
+        for outcome in outcomes:
+            writer.write(outcome)
+    return outcomes
+
+
+Part = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+Data = tuple[Any, Any, np.ndarray]
+
+
+def _predictions(task: Task, y: np.ndarray, sample: np.ndarray, data: Data, seed: int) -> list[Part]:
+    contender = task.contender
+    folds = [task.partition.folds[i] for i in task.folds]
+    scores: list[np.ndarray] = []
+    if contender.kind == "rule":
+        scores = [rule_scores(contender.model, y[f.train], f.test, seed) for f in folds]
+    elif contender.kind == "custom":
+        assert contender.predict is not None
+        scores = [np.asarray(contender.predict(f.train, f.test, seed), dtype=float) for f in folds]
+    else:
+        rows = np.unique(np.concatenate([np.concatenate([f.train, f.test]) for f in folds]))
+        local = [(np.searchsorted(rows, f.train), np.searchsorted(rows, f.test)) for f in folds]
+        if contender.kind == "array":
+            assert contender.X is not None
+            X = contender.X[rows]
+        else:
+            X = fit_transform(contender, data, folds[0].train, rows, seed)
+        for head in task.heads:
+            scores += fit_predict(X, y[rows], local, head, groups=sample[rows], seed=seed)
+    tests = [f.test for f in folds] * max(len(task.heads), 1)
+    return [_part(test, y, score) for test, score in zip(tests, scores, strict=True)]
+
+
+def _part(test: np.ndarray, y: np.ndarray, score: np.ndarray) -> Part:
+    if len(score) != len(test) or not np.isfinite(score).all():
+        raise ValueError("the predictions hold missing values or have another length than the test cells")
+    score = score.astype(np.float32)
+    return test.astype(np.int64), y[test].astype(np.int64), score, (score >= 0.5).astype(np.int64)
+
+
+def _probe(task: Task, sample: np.ndarray, data: Data, seed: int) -> Part:
+    contender, rows = task.contender, task.partition.rows
+    train, test = probe_halves(sample[rows], seed)
+    if len(test) == 0:
+        return (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64))
+    if contender.kind == "array":
+        assert contender.X is not None
+        X = contender.X[rows]
+    else:
+        X = fit_transform(contender, data, rows[train], rows, seed)
+    called = sample_probe(X, sample[rows], train, test)
+    return rows[test], sample[rows][test].astype(np.int64), np.full(len(test), np.nan, np.float32), called
+
+
+def fit_transform(contender: Contender, data: Data, train: np.ndarray, rows: np.ndarray, seed: int) -> np.ndarray:
+    """Fit a representation on training rows only and return it for ``rows``, ``(len(rows), d)`` float32.
+
+    ``data`` holds the counts, their genes and the batch of each cell.
+    """
+    from scdrugmap.embedding.source import CountSource
+    from scdrugmap.models import registry
+
+    options = dict(contender.options)
+    options.setdefault("seed", seed)
+    model: Any = registry.get(contender.model)(**options)
+    counts, genes, batch = data
+    source = CountSource(counts)
+    model.fit(source[train], genes, batch=batch[train])
+    parts = [rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)]
+    return np.concatenate([np.asarray(model.transform(source[part], genes), dtype=np.float32) for part in parts])
+
+
+def _manifest(task: Task, seed: int, seconds: float) -> dict[str, Any]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    from scdrugmap import __version__
+
+    versions = {"scdrugmap": __version__}
+    for package in ("numpy", "scipy", "scikit-learn", "torch", "anndata"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "versions": versions,
+        "representation_sha256": task.contender.digest,
+        "partition_sha256": task.partition.hash,
+        "heads_sha256": hashlib.sha256("".join(h.digest for h in task.heads).encode()).hexdigest(),
+        "seed": seed,
+        "device": _device(),
+        "seconds": seconds,
+        "memory_bytes": _peak_memory(),
+        "note": task.contender.note,
+        **task.contender.manifest,
+    }
+
+
+def _device() -> str:
+    from scdrugmap.settings import settings
+
+    return settings.device
+
+
+def _peak_memory() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    try:
+        import resource
+        import sys
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    except ImportError:  # Windows
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)

@@ -1,0 +1,1 @@
+"""The result: metrics, statistics, summaries over plain frames, the report."""

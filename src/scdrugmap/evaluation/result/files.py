@@ -1,0 +1,107 @@
+"""A benchmark result on disk (Parquet files and one JSON file) and as text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scdrugmap._errors import InputError, OutputError
+from scdrugmap.evaluation.splits.folds import Fold, Partition
+
+if TYPE_CHECKING:
+    from scdrugmap.evaluation.result.result import BenchmarkResult
+
+_FRAMES = ("table", "predictions", "cells", "data")
+_PLACE = ("setting", "split", "by", "category")
+
+
+def save(result: BenchmarkResult, folder: Path) -> None:
+    """Write every file under another name first; the JSON file, which makes the folder a result, comes last.
+
+    Raises
+    ------
+    InputError
+        If ``folder`` is a file.
+    """
+    if folder.is_file():
+        raise InputError("path", str(folder), "a folder", "pass a folder; the result is several Parquet files.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError("path", folder, error) from None
+    folds = pd.concat([p.to_frame() for p in result.partitions], ignore_index=True)
+    for name, frame in [*((n, getattr(result, n)) for n in _FRAMES), ("partitions", folds)]:
+        temporary = folder / f".{name}.parquet"
+        frame.to_parquet(temporary, index=False)
+        temporary.replace(folder / f"{name}.parquet")
+    about = {
+        "info": result.info,
+        "units": json.loads(result.units.to_json(orient="records")),
+        "partitions": [
+            {k: getattr(p, k) for k in (*_PLACE, "reason", "hash")}
+            | {"notes": list(p.notes), "folds": [[f.name, f.reason] for f in p.folds], "rows": p.rows.tolist()}
+            for p in result.partitions
+        ],
+    }
+    temporary = folder / ".result.json"
+    temporary.write_text(json.dumps(about, default=str))
+    temporary.replace(folder / "result.json")
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """Read the fields of a result.
+
+    Raises
+    ------
+    InputError
+        If the folder holds neither a result nor a run store with one.
+    """
+    if not (folder / "result.json").is_file():
+        folder = folder / "result"
+    if not (folder / "result.json").is_file():
+        found, expected = str(folder.parent), "a folder that to_parquet wrote, or the store of a finished benchmark"
+        raise InputError("path", found, expected, "check the path; an unfinished run goes on by calling it again.")
+    about = json.loads((folder / "result.json").read_text())
+    fields: dict[str, Any] = {name: pd.read_parquet(folder / f"{name}.parquet") for name in _FRAMES}
+    sides = pd.read_parquet(folder / "partitions.parquet").groupby([*_PLACE, "fold", "side"])["row"]
+    rows = {key: values.to_numpy() for key, values in sides}
+    none = np.empty(0, np.int64)
+    partitions = []
+    for p in about["partitions"]:
+        where = {k: p[k] for k in _PLACE}
+        folds = tuple(
+            Fold(
+                name,
+                rows.get((*where.values(), name, "train"), none),
+                rows.get((*where.values(), name, "test"), none),
+                why,
+            )
+            for name, why in p["folds"]
+        )
+        whole = np.array(p["rows"], dtype=np.int64)
+        partitions.append(Partition(**where, folds=folds, reason=p["reason"], notes=tuple(p["notes"]), rows=whole))
+    return fields | {"units": pd.DataFrame(about["units"]), "partitions": partitions, "info": about["info"]}
+
+
+def printable(summary: pd.DataFrame) -> pd.DataFrame:
+    """Round, and write the interval beside the value."""
+    out = summary.drop(columns=[c for c in ("ci_low", "ci_high", "n_undefined", "reason", "note") if c in summary])
+    if "ci_low" in summary:
+        out["value"] = [
+            "-" if np.isnan(v) else f"{v:.3f}" + ("" if np.isnan(a) else f" [{a:.3f}, {b:.3f}]")
+            for v, a, b in zip(summary["value"], summary["ci_low"], summary["ci_high"], strict=True)
+        ]
+    for column in out.select_dtypes("float"):
+        out[column] = out[column].map(lambda v: "-" if np.isnan(v) else f"{v:.3f}")
+    return out
+
+
+def tex(text: str) -> str:
+    """Escape what LaTeX reads as commands."""
+    for a, b in (("\\", r"\textbackslash{}"), ("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#"), ("$", r"\$")):
+        text = text.replace(a, b)
+    return text

@@ -1,0 +1,47 @@
+"""What one row of the table belongs to, and cells gathered into samples or patients."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from scdrugmap.evaluation.splits.cells import Cells
+
+#: What one row of the table belongs to.
+PLACE = ["model", "strategy", "head", "setting", "split", "by", "category"]
+LEVELS = ("cell", "sample", "patient")
+
+
+def aggregate(
+    y: np.ndarray, score: np.ndarray, groups: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, str]:
+    """Turn cells into samples (or patients): mean score, called sensitive from one half on.
+
+    Returns
+    -------
+    tuple
+        Labels, scores, calls and group codes, one entry per group, and the reason if there is no group label.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> aggregate(np.array([1, 1, 0]), np.array([0.75, 0.25, 0.25]), np.array(["a", "a", "b"]))[:3]
+    (array([1, 0]), array([0.5 , 0.25]), array([1, 0]))
+    """
+    codes, names = pd.factorize(groups, sort=True)
+    known = codes >= 0
+    codes, y, score = codes[known], y[known], score[known]
+    n = len(names)
+    cells = np.bincount(codes, minlength=n)
+    positive = np.bincount(codes, weights=y, minlength=n)
+    mean = np.bincount(codes, weights=score.astype(float), minlength=n) / np.maximum(cells, 1)
+    mixed = (positive > 0) & (positive < cells)
+    reason = f"{mixed.sum()} of {n} groups carry both labels" if mixed.any() else ""
+    # Summed in float64, then stored like the scores of cells: one half is one half at either level.
+    mean = np.round(mean, 7)
+    return (positive > 0).astype(np.int64), mean, (mean >= 0.5).astype(np.int64), np.arange(n), reason
+
+
+def level_groups(cells: Cells, level: str) -> np.ndarray | None:
+    """Return the column that a level aggregates over; ``None`` for cells."""
+    return None if level == "cell" else cells.sample if level == "sample" else cells.patient

@@ -1,0 +1,372 @@
+"""Intervals and tests that respect how drug-response data arise: samples and studies vary, cells only repeat them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from scdrugmap.evaluation.result.metrics import Metric, Sums
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its percentile bootstrap interval.
+
+    Parameters
+    ----------
+    value, low, high
+        Estimate and bounds; NaN where undefined.
+    n_groups
+        Number of groups that were resampled.
+    undefined
+        Share of the resamples in which the metric was undefined; they do not enter the interval.
+    reason
+        Why there is no interval, or empty.
+    """
+
+    value: float
+    low: float
+    high: float
+    n_groups: int
+    undefined: float = 0.0
+    reason: str = ""
+
+
+def bootstrap_weights(groups: int | np.ndarray, n_resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Multiplicities of ``groups`` groups in resamples with replacement, ``(n_resamples, groups)``.
+
+    With an array (``(groups,)`` codes of strata), each stratum keeps its number of groups.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> w = bootstrap_weights(4, 3, np.random.default_rng(0))
+    >>> w.shape, w.sum(axis=1).tolist()
+    ((3, 4), [4.0, 4.0, 4.0])
+    """
+    strata = np.zeros(groups, dtype=int) if isinstance(groups, int | np.integer) else np.asarray(groups)
+    weights = np.empty((n_resamples, len(strata)))
+    for code in np.unique(strata):
+        members = np.flatnonzero(strata == code)
+        k = len(members)
+        weights[:, members] = rng.multinomial(k, np.full(k, 1 / k), size=n_resamples)
+    return weights
+
+
+def bootstrap(
+    y: np.ndarray,
+    score: np.ndarray,
+    pred: np.ndarray,
+    groups: np.ndarray,
+    metrics: Sequence[Metric],
+    *,
+    n_resamples: int = 1000,
+    level: float = 0.95,
+    rng: np.random.Generator,
+) -> dict[str, Interval]:
+    """Percentile intervals by resampling whole groups.
+
+    Parameters
+    ----------
+    y, score, pred
+        ``(n,)`` labels (0 or 1), P(sensitive) and calls (0 or 1).
+    groups
+        ``(n,)`` group of each cell: its sample, or its study where studies are left out.
+    metrics
+        Records; custom metrics are computed resample by resample.
+    n_resamples, level
+        Number of resamples and coverage.
+    rng
+        Random generator.
+
+    Returns
+    -------
+    dict
+        Metric name to :class:`Interval`. With a single group there is nothing to resample: the bounds are NaN.
+
+    Notes
+    -----
+    The percentile method on the cluster bootstrap (Field and Welsh 2007, J. R. Stat. Soc. B). With fewer than about
+    ten groups the intervals are too short; the number of groups stands beside them for that reason.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scdrugmap.evaluation.result.metrics import METRICS
+    >>> y = np.tile([0, 1], 20)
+    >>> out = bootstrap(y, y * 1.0, y, np.repeat(np.arange(4), 10), [METRICS["f1"]], rng=np.random.default_rng(0))
+    >>> out["f1"].low, out["f1"].n_groups
+    (1.0, 4)
+    """
+    codes = np.unique(groups, return_inverse=True)[1]
+    n_groups = int(codes.max()) + 1 if len(codes) else 0
+    values = resampled(y, score, pred, codes, metrics, bootstrap_weights(max(n_groups, 1), n_resamples, rng))
+    point = resampled(y, score, pred, codes, metrics, np.ones((1, max(n_groups, 1))))
+    return {m.name: interval(float(point[m.name][0]), values[m.name], n_groups=n_groups, level=level) for m in metrics}
+
+
+def resampled(
+    y: np.ndarray,
+    score: np.ndarray,
+    pred: np.ndarray,
+    codes: np.ndarray,
+    metrics: Sequence[Metric],
+    weights: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Compute metrics under group multiplicities, ``(b, groups)`` in, ``(b,)`` per metric out."""
+    if len(y) == 0:
+        return {m.name: np.full(len(weights), np.nan) for m in metrics}
+    sums = Sums(score, pred, codes, y == 1, y == 0)
+    out = {m.name: sums.values(m, weights, weights) for m in metrics if m.kind != "custom"}
+    for m in metrics:
+        if m.kind == "custom":
+            out[m.name] = np.array([_custom(m, y, score, pred, row[codes].astype(int)) for row in weights])
+    return out
+
+
+def _custom(metric: Metric, y: np.ndarray, score: np.ndarray, pred: np.ndarray, times: np.ndarray) -> float:
+    rows = np.repeat(np.arange(len(y)), times)
+    try:
+        return float(metric.function(y[rows], score[rows], pred[rows]))
+    except ValueError:
+        return np.nan
+
+
+def interval(value: float, values: np.ndarray, *, n_groups: int, level: float = 0.95) -> Interval:
+    """Percentile interval of resampled values."""
+    if not np.isfinite(value):
+        return Interval(np.nan, np.nan, np.nan, n_groups, reason="the metric is undefined")
+    if n_groups < 2:
+        return Interval(value, np.nan, np.nan, n_groups, reason="one group only: nothing to resample")
+    defined = values[np.isfinite(values)]
+    share = 1 - len(defined) / len(values)
+    if len(defined) < 0.5 * len(values):
+        return Interval(value, np.nan, np.nan, n_groups, share, "undefined in most resamples")
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high), n_groups, share)
+
+
+def permutation_pvalue(
+    y: np.ndarray,
+    score: np.ndarray,
+    pred: np.ndarray,
+    groups: np.ndarray,
+    metric: Metric,
+    *,
+    strata: np.ndarray | None = None,
+    n_permutations: int = 1000,
+    rng: np.random.Generator,
+) -> tuple[float, str]:
+    """Probability of a metric at least this good if the labels were dealt to the samples at random.
+
+    Parameters
+    ----------
+    y, score, pred, groups
+        As in :func:`bootstrap`; each group (sample) must carry one label.
+    metric
+        A built-in metric.
+    strata
+        ``(n,)`` stratum of each cell (its study): labels are exchanged within strata only.
+    n_permutations
+        Number of random permutations.
+    rng
+        Random generator.
+
+    Returns
+    -------
+    tuple
+        p-value with the usual +1 correction, and the reason where it is NaN.
+
+    Notes
+    -----
+    The predictions stay as they are: the test asks whether they agree with the labels better than chance, given that
+    the sample and not the cell is the unit. The smallest possible value is one over the number of distinct label orders,
+    however many cells there are.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scdrugmap.evaluation.result.metrics import METRICS
+    >>> sample, y = np.repeat(np.arange(20), 5), np.repeat(np.arange(20) % 2, 5)
+    >>> p, _ = permutation_pvalue(y, y * 1.0, y, sample, METRICS["f1"], rng=np.random.default_rng(0))
+    >>> p < 0.01
+    True
+    """
+    if metric.kind == "custom":
+        return np.nan, "not available for a custom metric"
+    codes = np.unique(groups, return_inverse=True)[1]
+    n_groups = int(codes.max()) + 1
+    positives, cells = np.bincount(codes, weights=y), np.bincount(codes)
+    if ((positives > 0) & (positives < cells)).any():
+        return np.nan, "some samples carry both labels"
+    label = (positives > 0).astype(float)
+    if label.min() == label.max():
+        return np.nan, "one class only"
+    stratum = np.zeros(n_groups, dtype=int)
+    if strata is not None:
+        stratum[codes] = np.unique(strata, return_inverse=True)[1]
+    draws = np.tile(label, (n_permutations, 1))
+    for code in np.unique(stratum):
+        members = np.flatnonzero(stratum == code)
+        draws[:, members] = rng.permuted(draws[:, members], axis=1)
+    if (draws == label).all():
+        return np.nan, "every study has one class: no label can be exchanged within a study"
+    everything = np.ones(len(y), dtype=bool)
+    sums = Sums(score, pred, codes, everything, everything)
+    null = sums.values(metric, draws, 1 - draws)
+    observed = sums.values(metric, label[None], 1 - label[None])[0]
+    if not np.isfinite(observed):
+        return np.nan, metric.undefined
+    sign = 1 if metric.higher_is_better else -1
+    as_good = np.sum(sign * null[np.isfinite(null)] >= sign * observed - 1e-12)
+    return float((1 + as_good) / (1 + np.isfinite(null).sum())), ""
+
+
+def corrected_t(differences: np.ndarray, n_train: float, n_test: float) -> tuple[float, float]:
+    """Nadeau and Bengio's corrected resampled t-test of paired differences over folds.
+
+    Parameters
+    ----------
+    differences
+        ``(k,)`` metric of one model minus that of the other, fold by fold.
+    n_train, n_test
+        Cells in an average training and test set.
+
+    Returns
+    -------
+    tuple
+        t and the two-sided p-value with k - 1 degrees of freedom; NaN for fewer than two folds.
+
+    References
+    ----------
+    Nadeau C, Bengio Y (2003). Inference for the generalization error. Machine Learning 52, 239-281.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> t, p = corrected_t(np.array([0.1, 0.2, 0.15, 0.12]), 75, 25)
+    >>> round(t, 2), round(p, 3)
+    (4.29, 0.023)
+    """
+    from scipy import stats
+
+    d = np.asarray(differences, dtype=float)
+    d = d[np.isfinite(d)]
+    k = len(d)
+    if k < 2:
+        return np.nan, np.nan
+    variance = d.var(ddof=1) * (1 / k + n_test / n_train)
+    if variance == 0:
+        return (0.0, 1.0) if d.mean() == 0 else (float(np.sign(d.mean()) * np.inf), 0.0)
+    t = d.mean() / np.sqrt(variance)
+    return float(t), float(2 * stats.t.sf(abs(t), k - 1))
+
+
+def holm(pvalues: np.ndarray) -> np.ndarray:
+    """Holm's step-down correction; NaN stays NaN and does not count.
+
+    Examples
+    --------
+    >>> holm([0.01, 0.04, 0.03]).round(2).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    p = np.asarray(pvalues, dtype=float)
+    out = np.full(p.shape, np.nan)
+    known = np.flatnonzero(np.isfinite(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    steps = p[order] * np.arange(len(order), 0, -1)
+    out[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return out
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Average ranks of models over categories and what can be told apart.
+
+    Parameters
+    ----------
+    ranks
+        Average rank per model, 1 is best.
+    statistic, pvalue
+        Friedman's chi-square test that all models are equal.
+    posthoc
+        Models x models, p-values of pairs.
+    test
+        Name of the post hoc test and its correction.
+    critical_difference
+        Nemenyi's critical difference of average ranks at 5 %.
+    n
+        Number of categories that hold every model.
+    """
+
+    ranks: pd.Series
+    statistic: float
+    pvalue: float
+    posthoc: pd.DataFrame
+    test: str
+    critical_difference: float
+    n: int
+
+
+def rank_models(values: pd.DataFrame, *, higher_is_better: bool = True, test: str = "conover") -> Ranking:
+    """Friedman test with a post hoc test of all pairs over categories.
+
+    Parameters
+    ----------
+    values
+        Categories x models; rows with a missing value are left out.
+    higher_is_better
+        Direction of the metric.
+    test
+        ``"conover"`` (Holm-corrected) or ``"nemenyi"``.
+
+    Returns
+    -------
+    Ranking
+        With NaN p-values for fewer than two complete categories or three models.
+
+    References
+    ----------
+    Demsar J (2006). Statistical comparisons of classifiers over multiple data sets. JMLR 7, 1-30.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> noise = np.random.default_rng(0).normal(size=(12, 3)) * 0.01
+    >>> rank_models(pd.DataFrame(noise + [0.9, 0.7, 0.5], columns=["a", "b", "c"])).ranks.tolist()
+    [1.0, 2.0, 3.0]
+    """
+    from scipy import stats
+
+    table = values.dropna()
+    signed = -table if higher_is_better else table
+    ranks = signed.rank(axis=1).mean().sort_values()
+    n, k = table.shape
+    difference = (
+        float(stats.studentized_range.ppf(0.95, k, 1e6) / np.sqrt(2) * np.sqrt(k * (k + 1) / (6 * n)))
+        if n and k > 1
+        else np.nan
+    )
+    if test not in ("conover", "nemenyi"):
+        from scdrugmap._errors import UnknownNameError
+
+        raise UnknownNameError("test", test, ["conover", "nemenyi"])
+    if n < 2 or k < 3:
+        empty = pd.DataFrame(np.nan, index=table.columns, columns=table.columns)
+        return Ranking(ranks, np.nan, np.nan, empty, test, difference, n)
+    import scikit_posthocs as sp
+
+    statistic, pvalue = stats.friedmanchisquare(*signed.to_numpy().T)
+    data = signed.to_numpy()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pairs = (
+            sp.posthoc_conover_friedman(data, p_adjust="holm")
+            if test == "conover"
+            else sp.posthoc_nemenyi_friedman(data)
+        )
+    posthoc = pd.DataFrame(np.asarray(pairs, dtype=float), index=table.columns, columns=table.columns)
+    name = "Conover, Holm-corrected" if test == "conover" else "Nemenyi"
+    return Ranking(ranks, float(statistic), float(pvalue), posthoc, name, difference, n)

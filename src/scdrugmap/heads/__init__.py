@@ -1,0 +1,1 @@
+"""Classifiers on an embedding, and the one way to fit them."""

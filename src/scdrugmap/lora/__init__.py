@@ -1,0 +1,1 @@
+"""Low-rank adapters inside a network, and their training."""

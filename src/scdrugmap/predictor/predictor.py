@@ -1,0 +1,443 @@
+"""The trained predictor: predicts, explains itself, and travels as one folder without a pickle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pandas as pd
+
+from scdrugmap import __version__, _anndata
+from scdrugmap._errors import CheckpointError, InputError, InputTypeError, ScDrugMapError
+from scdrugmap._keys import CLASSES
+from scdrugmap.heads.crossfit import margins
+from scdrugmap.predictor.representation import (
+    Engine,
+    FittedRepresentation,
+    NetworkRepresentation,
+    ObsmRepresentation,
+    Representation,
+)
+from scdrugmap.predictor.storage import (
+    MANIFEST,
+    dump_head,
+    load_head,
+    read_arrays,
+    read_manifest,
+    write_arrays,
+    write_folder,
+)
+from scdrugmap.trust.calibration import Calibrator
+from scdrugmap.trust.conformal import ConformalSets
+from scdrugmap.trust.domain import OutOfDomain
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from mudata import MuData
+
+_EXTRAS: Mapping[str, Any] = {"calibration": Calibrator, "conformal": ConformalSets, "ood": OutOfDomain}
+
+
+@dataclass(eq=False)
+class ResponsePredictor:
+    """Predicts drug response of cells; made by :func:`scdrugmap.tl.train`, read by :func:`load_predictor`.
+
+    Parameters
+    ----------
+    head
+        Fitted classifier of resistant (first class) and sensitive (second).
+    representation
+        What the head looks at.
+    calibration, conformal, ood
+        Calibrated probabilities, prediction sets and the out-of-domain flag, where they were asked for.
+    conformal_by
+        Column of ``obs`` with the Mondrian category.
+    training
+        Summary of the training data and of how the training went.
+    threshold
+        A cell with a higher P(sensitive) is sensitive.
+
+    Examples
+    --------
+    >>> import scdrugmap as sd
+    >>> adata = sd.datasets.simulate(n_studies=1, rng=0)
+    >>> predictor = sd.tl.train(adata, model="pca", head="logistic", rng=0)
+    >>> predictor.predict(adata).columns.tolist()
+    ['pred', 'score']
+    """
+
+    head: Any
+    representation: Representation
+    calibration: Calibrator | None = None
+    conformal: ConformalSets | None = None
+    ood: OutOfDomain | None = None
+    conformal_by: str | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    threshold: float = 0.5
+
+    def features(
+        self,
+        adata: AnnData | MuData,
+        *,
+        mod: str = "rna",
+        layer: str | None = None,
+        batch_size: int | None = None,
+        device: str | None = None,
+        precision: str | None = None,
+        progress: bool | None = None,
+    ) -> np.ndarray:
+        """What the head sees of every cell.
+
+        Parameters
+        ----------
+        adata
+            The query.
+        mod
+            Modality of a MuData.
+        layer
+            Layer of the raw counts, if it is another one than at training.
+        batch_size, device, precision, progress
+            As in :func:`scdrugmap.tl.embed`.
+
+        Returns
+        -------
+        Array (cells, d) float32; a row of NaN for a cell that cannot be embedded.
+        """
+        _anndata.refuse_empty(_anndata.resolve(adata, mod=mod))
+        return self.representation.features(adata, mod, Engine(batch_size, device, precision, progress, layer))
+
+    def predict_features(
+        self, X: np.ndarray, *, category: np.ndarray | None = None, coverage: float | None = None
+    ) -> pd.DataFrame:
+        """Predict from features.
+
+        Parameters
+        ----------
+        X
+            Of :meth:`features`.
+        category
+            Mondrian category of each cell, where the conformal sets have categories.
+        coverage
+            Of the conformal sets, instead of the one at training.
+
+        Returns
+        -------
+        As :meth:`predict`, with a plain index.
+        """
+        X = np.asarray(X)
+        width = getattr(self.head, "n_features_in_", None)
+        if X.ndim != 2 or (width is not None and X.shape[1] != width):
+            raise InputError(
+                "X", f"shape {X.shape}", f"cells x {width} features", "pass what .features(adata) returns."
+            )
+        usable = ~np.isnan(X).any(axis=1)
+        n = len(X)
+        score = np.full(n, np.nan, np.float32)
+        margin = np.full(n, np.nan)
+        if usable.any():
+            margin[usable] = margins(self.head, X[usable])
+            if self.calibration is not None:
+                score[usable] = self.calibration(margin[usable])
+            else:
+                score[usable] = self.head.predict_proba(X[usable])[:, 1]
+        codes = np.where(usable, (score > self.threshold).astype(int), -1)
+        out = pd.DataFrame({"pred": pd.Categorical.from_codes(codes, categories=list(CLASSES)), "score": score})
+        if self.conformal is not None:
+            texts = np.full(n, "", dtype=object)
+            some = None if category is None else np.asarray(category)[usable]
+            texts[usable] = self.conformal.predict(margin[usable], some, coverage)
+            out["set"] = texts
+        if self.ood is not None:
+            # a cell without embedding lies nowhere near the training cells
+            flags = np.ones(n, dtype=bool)
+            if usable.any():
+                flags[usable] = self.ood.flag(X[usable])
+            out["ood"] = flags
+        return out
+
+    def predict(
+        self,
+        adata: AnnData | MuData,
+        *,
+        mod: str = "rna",
+        coverage: float | None = None,
+        layer: str | None = None,
+        batch_size: int | None = None,
+        device: str | None = None,
+        precision: str | None = None,
+        progress: bool | None = None,
+    ) -> pd.DataFrame:
+        """Predict every cell; ``adata`` is not changed.
+
+        Parameters
+        ----------
+        adata
+            The query: with the ``obsm`` entries that the predictor was trained on, or with raw counts where it was
+            trained on a model (a matching embedding in ``obsm`` is used instead of embedding again).
+        mod
+            Modality of a MuData.
+        coverage
+            Of the conformal sets, instead of the one at training.
+        layer
+            Layer of the raw counts, if it is another one than at training.
+        batch_size, device, precision, progress
+            As in :func:`scdrugmap.tl.embed`.
+
+        Returns
+        -------
+        One row per cell: ``pred`` (categorical), ``score`` (P(sensitive), float32), and ``set`` and ``ood`` where the
+        predictor has them. ``pred`` and ``score`` are missing for a cell that cannot be embedded.
+
+        Raises
+        ------
+        InputError
+            If the query has none of the genes, another model's embedding, or an embedding of another width.
+        """
+        category = self._category(_anndata.resolve(adata, mod=mod))
+        X = self.features(
+            adata, mod=mod, layer=layer, batch_size=batch_size, device=device, precision=precision, progress=progress
+        )
+        out = self.predict_features(X, category=category, coverage=coverage)
+        out.index = _anndata.resolve(adata, mod=mod).obs_names.copy()
+        return out
+
+    def predict_proba(self, adata: AnnData | MuData, *, mod: str = "rna", **engine: Any) -> np.ndarray:
+        """Probability of both classes.
+
+        Parameters
+        ----------
+        adata, mod, engine
+            As in :meth:`predict`.
+
+        Returns
+        -------
+        Array (cells, 2) in the order resistant, sensitive; NaN for a cell that cannot be embedded.
+        """
+        score = self.predict(adata, mod=mod, **engine)["score"].to_numpy(np.float64)
+        return np.stack([1 - score, score], axis=1)
+
+    @property
+    def card(self) -> str:
+        """The card in Markdown: what it was trained on, how, and what it must not be used for."""
+        from scdrugmap.predictor.card import markdown
+
+        return markdown(self)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the predictor as one folder, whole or not at all.
+
+        Parameters
+        ----------
+        path
+            The folder; its parents are made.
+        overwrite
+            Replace an earlier predictor of this name.
+
+        Raises
+        ------
+        InputTypeError
+            If the head is an estimator that only a pickle could hold. Nothing is written then.
+        InputError
+            If something else has the name.
+        """
+        head_meta, head_arrays = dump_head(self.head)
+        write_folder(Path(path), lambda folder: self._fill(folder, head_meta, head_arrays, None), overwrite=overwrite)
+
+    def push_to_hub(
+        self, repo_id: str, *, token: str | None = None, private: bool = True, endpoint: str | None = None
+    ) -> str:
+        """Upload the predictor to the Hugging Face hub.
+
+        Parameters
+        ----------
+        repo_id
+            ``"owner/name"``.
+        token
+            Access token; by default the one that huggingface_hub knows.
+        private
+            Whether a new repository is private.
+        endpoint
+            Address of another hub.
+
+        Returns
+        -------
+        Address of the commit. The path of a local checkpoint does not travel; the digests of its files do.
+        """
+        from scdrugmap.predictor.hub import push
+
+        return push(self, repo_id, token=token, private=private, endpoint=endpoint)
+
+    @classmethod
+    def from_hub(
+        cls,
+        repo_id: str,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        endpoint: str | None = None,
+        checkpoint: str | Path | None = None,
+    ) -> Self:
+        """Download a predictor from the Hugging Face hub.
+
+        Parameters
+        ----------
+        repo_id
+            ``"owner/name"``.
+        revision
+            Branch, tag or commit.
+        token, endpoint
+            As in :meth:`push_to_hub`.
+        checkpoint
+            As in :func:`load_predictor`.
+
+        Returns
+        -------
+        The predictor.
+        """
+        from scdrugmap.predictor.hub import pull
+
+        folder = pull(repo_id, revision=revision, token=token, endpoint=endpoint)
+        return load_predictor(folder, checkpoint=checkpoint)  # type: ignore[return-value]
+
+    def _fill(
+        self, folder: Path, head_meta: dict[str, Any], head_arrays: dict[str, np.ndarray], checkpoint: str | None
+    ) -> dict[str, Any]:
+        """Write the files of the predictor and return its manifest."""
+        representation = self.representation
+        meta: dict[str, Any] = {"kind": representation.kind, **representation.meta()}
+        genes = list(getattr(representation, "genes", []))
+        if isinstance(representation, NetworkRepresentation):
+            if representation.adapted:
+                from scdrugmap.lora.adapters import save_adapter
+
+                save_adapter(representation.load(), folder)
+            meta["checkpoint"] = checkpoint or meta["checkpoint"]
+        write_arrays(folder / "head.safetensors", head_arrays)
+        model_texts = write_arrays(folder / "model.safetensors", representation.arrays())
+        extras: dict[str, np.ndarray] = {}
+        for name in _EXTRAS:
+            part = getattr(self, name)
+            if part is not None:
+                extras |= {f"{name}.{k}": v for k, v in part.state().items()}
+        write_arrays(folder / "extras.safetensors", extras)
+        (folder / "README.md").write_text(self.card, encoding="utf-8")
+        return {
+            "scdrugmap": __version__,
+            "labels": {str(i): name for i, name in enumerate(CLASSES)},
+            "threshold": self.threshold,
+            "head": head_meta,
+            "representation": meta,
+            "calibration": self.calibration and {"method": self.calibration.method},
+            "conformal": self.conformal
+            and {"categories": self.conformal.categories, "coverage": self.conformal.coverage, "by": self.conformal_by},
+            "ood": self.ood and {"threshold": self.ood.threshold, "n_neighbors": self.ood.n_neighbors},
+            "training": self.training,
+            "genes": genes,
+            "model_texts": model_texts,
+        }
+
+    def _category(self, adata: Any) -> np.ndarray | None:
+        """Mondrian category of every cell of the query."""
+        if self.conformal is None or not self.conformal.mondrian:
+            return None
+        column = _anndata.obs_column(adata, self.conformal_by or "", "conformal_by")
+        return column.astype(str).to_numpy()
+
+
+def load_predictor(path: str | Path, *, checkpoint: str | Path | None = None, model: Any = None) -> ResponsePredictor:
+    """Read a predictor from its folder.
+
+    Parameters
+    ----------
+    path
+        What :meth:`ResponsePredictor.save` wrote.
+    checkpoint
+        Where the checkpoint of the foundation model lies here, if it is not the default one and not where it was at
+        training. Its SHA-256 must be that of the training.
+    model
+        The foundation model, loaded already; its digests are compared too.
+
+    Returns
+    -------
+    The predictor, on the CPU. Its predictions are those of the one that was saved, bit by bit.
+
+    Raises
+    ------
+    CheckpointError
+        If a file is missing or changed, or ``checkpoint`` is another one.
+
+    Examples
+    --------
+    >>> import scdrugmap as sd
+    >>> adata = sd.datasets.simulate(n_studies=1, rng=0)
+    >>> predictor = sd.tl.train(adata, model="pca", head="logistic", rng=0)
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp() + "/my_predictor"
+    >>> predictor.save(folder)
+    >>> again = sd.load_predictor(folder)
+    >>> bool((again.predict(adata)["score"] == predictor.predict(adata)["score"]).all())
+    True
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise InputTypeError("path", repr(path), "the folder of a predictor", "pass what .save() was given.")
+    folder = Path(path).expanduser()
+    manifest = read_manifest(folder)
+    try:
+        return _assemble(folder, manifest, checkpoint, model)
+    except ScDrugMapError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        found = f"{folder / MANIFEST}: {type(error).__name__}: {error}"
+        raise CheckpointError("path", found, "what .save() wrote", "copy the folder again.") from error
+
+
+def _assemble(
+    folder: Path, manifest: Mapping[str, Any], checkpoint: str | Path | None, model: Any
+) -> ResponsePredictor:
+    """Put the predictor together from its files."""
+    extras = read_arrays(folder / "extras.safetensors")
+    parts: dict[str, Any] = {}
+    for name, kind in _EXTRAS.items():
+        meta = manifest[name]
+        arrays = {k.removeprefix(f"{name}."): v for k, v in extras.items() if k.startswith(f"{name}.")}
+        if meta is not None:
+            parts[name] = kind.from_state(meta["method"] if name == "calibration" else meta, arrays)
+    return ResponsePredictor(
+        load_head(manifest["head"], read_arrays(folder / "head.safetensors")),
+        _load_representation(folder, manifest, checkpoint, model),
+        **parts,
+        conformal_by=(manifest["conformal"] or {}).get("by"),
+        training=manifest["training"],
+        threshold=float(manifest["threshold"]),
+    )
+
+
+def _load_representation(
+    folder: Path, manifest: Mapping[str, Any], checkpoint: str | Path | None, model: Any
+) -> Representation:
+    """Rebuild what the head looks at."""
+    meta = dict(manifest["representation"])
+    kind = meta.pop("kind")
+    if kind == "network":
+        network = NetworkRepresentation.from_meta(meta, manifest["genes"])
+        if checkpoint is not None:
+            network.checkpoint = str(checkpoint)
+        if model is not None:
+            network.model = network.verified(model)
+        elif checkpoint is not None or network.adapted:
+            network.load()
+        if network.adapted:
+            from scdrugmap.lora.adapters import load_adapter
+
+            load_adapter(network.load(), folder)
+        return network
+    if checkpoint is not None or model is not None:
+        raise InputError("checkpoint", str(checkpoint), f"None: this predictor uses {kind}", "leave it out.")
+    if kind == "fitted":
+        arrays = read_arrays(folder / "model.safetensors", manifest["model_texts"])
+        return FittedRepresentation.from_meta(meta, arrays)
+    return ObsmRepresentation.from_meta(meta)

@@ -1,0 +1,355 @@
+"""What a head looks at: columns of ``obsm``, a foundation model, or a baseline fitted on the training cells."""
+
+from __future__ import annotations
+
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scdrugmap import _anndata
+from scdrugmap._errors import CheckpointError, InputError, InputTypeError
+from scdrugmap._keys import KEYS
+from scdrugmap.predictor.origin import Part, check_coverage, comparable, origin_of, read_obsm, same_origin
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How a model embeds cells, and the layer of their counts where it is another one than at training."""
+
+    batch_size: int | None = None
+    device: str | None = None
+    precision: str | None = None
+    progress: bool | None = None
+    layer: str | None = None
+
+
+class Representation(ABC):
+    """Turns an AnnData or MuData into features."""
+
+    kind: str
+
+    @abstractmethod
+    def features(self, data: Any, mod: str, engine: Engine) -> np.ndarray:
+        """Return (cells, d) float32; a row without any number is a cell that the representation cannot place."""
+
+    @abstractmethod
+    def meta(self) -> dict[str, Any]:
+        """Return what JSON can hold."""
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return fitted arrays."""
+        return {}
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """Name for people."""
+
+
+class ObsmRepresentation(Representation):
+    """Embeddings that lie in ``obsm`` already, side by side."""
+
+    kind = "obsm"
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.parts = list(parts)
+        self._trained_on: Any = None
+
+    @classmethod
+    def open(cls, data: Any, use_rep: Any, mod: str) -> ObsmRepresentation:
+        """Note width and origin of what ``use_rep`` names in the training data.
+
+        Raises
+        ------
+        InputTypeError
+            If ``use_rep`` is neither a key, a list of keys nor a mapping of modality to key.
+        MissingKeyError
+            If there is no such modality or key.
+        """
+        if isinstance(use_rep, str):
+            wanted = [Part(None, use_rep)]
+        elif isinstance(use_rep, Mapping):
+            if not _anndata.is_mudata(data):
+                raise InputTypeError(
+                    "use_rep", use_rep, "a key of obsm: only a MuData has modalities", "pass a key, or a list of keys."
+                )
+            wanted = [
+                Part(m, k) for m, keys in use_rep.items() for k in ([keys] if isinstance(keys, str) else list(keys))
+            ]
+        elif isinstance(use_rep, Sequence):
+            wanted = [Part(None, str(k)) for k in use_rep]
+        else:
+            raise InputTypeError("use_rep", use_rep, "a key of obsm, a list or a mapping of them", "pass 'X_scgpt'.")
+        if not wanted:
+            raise InputError("use_rep", use_rep, "one key or more", "pass 'X_scgpt'.")
+        parts = []
+        for part in wanted:
+            adata = _anndata.resolve(data, mod=part.mod or mod)
+            parts.append(replace(part, dim=read_obsm(adata, part.key).shape[1], origin=origin_of(adata, part.key)))
+        opened = cls(parts)
+        opened._trained_on = weakref.ref(data)
+        return opened
+
+    @property
+    def label(self) -> str:
+        """Keys, with their modality."""
+        return " + ".join(f"{p.mod}:{p.key}" if p.mod else p.key for p in self.parts)
+
+    def features(self, data: Any, mod: str, engine: Engine) -> np.ndarray:
+        """Concatenate the entries, matched by cell name across modalities.
+
+        Raises
+        ------
+        InputError
+            If an entry has another width, comes from another model, or holds NaN among its numbers.
+        """
+        main = _anndata.resolve(data, mod=mod)
+        columns = []
+        for part in self.parts:
+            adata = _anndata.resolve(data, mod=part.mod or mod)
+            values = read_obsm(adata, part.key)
+            if values.shape[1] != part.dim:
+                raise InputError(
+                    f"adata.obsm[{part.key!r}]",
+                    f"{values.shape[1]} columns",
+                    f"{part.dim}, as in training",
+                    "embed the query with the model and the options of the training data.",
+                )
+            own = self._trained_on is not None and self._trained_on() is data
+            same_origin(part, origin_of(adata, part.key), own)
+            if adata is not main:
+                at = adata.obs_names.get_indexer(main.obs_names)
+                values = np.where((at >= 0)[:, None], values[at], np.float32(np.nan))
+            columns.append(values)
+        out = np.concatenate(columns, axis=1)
+        absent = np.any([np.isnan(c).all(axis=1) for c in columns], axis=0)
+        if not np.isfinite(out[~absent]).all():
+            bad = int((~np.isfinite(out[~absent]).all(axis=1)).sum())
+            raise InputError(
+                f"obsm ({self.label})",
+                f"NaN or infinite values in {bad} of {len(out)} cells",
+                "finite numbers, or a row of NaN alone for a cell without embedding",
+                "embed again, or drop these cells.",
+            )
+        out[absent] = np.nan
+        return out
+
+    def meta(self) -> dict[str, Any]:
+        """Return the parts."""
+        return {"parts": [{"mod": p.mod, "key": p.key, "dim": p.dim, "origin": p.origin} for p in self.parts]}
+
+    @classmethod
+    def from_meta(cls, meta: Mapping[str, Any]) -> ObsmRepresentation:
+        """Rebuild from :meth:`meta`."""
+        return cls([Part(p["mod"], p["key"], int(p["dim"]), dict(p["origin"])) for p in meta["parts"]])
+
+
+class NetworkRepresentation(Representation):
+    """A foundation model, referenced by name and digest; with LoRA, its network carries adapters."""
+
+    kind = "network"
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        checkpoint: str | None,
+        digests: Mapping[str, str],
+        options: Mapping[str, Any],
+        recipe: str | None,
+        layer: str | None,
+        groups: str | None,
+        genes: Sequence[str] = (),
+        model: Any = None,
+        adapted: bool = False,
+    ) -> None:
+        self.name, self.checkpoint, self.digests = name, checkpoint, dict(digests)
+        self.options, self.recipe, self.layer, self.groups = dict(options), recipe, layer, groups
+        self.genes, self.model, self.adapted = [str(g) for g in genes], model, adapted
+
+    @classmethod
+    def open(
+        cls, model: Any, *, checkpoint: str | None, layer: str | None, groups: str | None
+    ) -> NetworkRepresentation:
+        """Wrap a loaded network model."""
+        return cls(
+            model.card.name,
+            checkpoint=checkpoint,
+            digests=model.digests,
+            options=model.options.model_dump(mode="json"),
+            recipe=model.recipe,
+            layer=layer,
+            groups=groups,
+            model=model,
+        )
+
+    @property
+    def label(self) -> str:
+        """Name of the model."""
+        return self.name + (" + LoRA" if self.adapted else "")
+
+    def load(self) -> Any:
+        """Return the model, read from its checkpoint where that has not happened yet.
+
+        Raises
+        ------
+        CheckpointError
+            If the checkpoint is another one than the predictor was trained on.
+        """
+        if self.model is None:
+            from scdrugmap.models import registry
+
+            options = {**self.options, **({"recipe": self.recipe} if self.recipe else {})}
+            self.model = self.verified(registry.load(self.name, self.checkpoint, **options))
+        return self.model
+
+    def verified(self, model: Any) -> Any:
+        """Return ``model`` if its files have the digests of the training."""
+        if dict(model.digests) != self.digests:
+            wrong = sorted(k for k in {*model.digests, *self.digests} if model.digests.get(k) != self.digests.get(k))
+            raise CheckpointError(
+                "checkpoint",
+                f"other contents than at training in {', '.join(wrong)} of {self.name} ({self.checkpoint or 'default'})",
+                "the checkpoint whose SHA-256 the predictor names",
+                "pass load_predictor(path, checkpoint=<folder of the checkpoint it was trained on>).",
+            )
+        return model
+
+    def features(self, data: Any, mod: str, engine: Engine) -> np.ndarray:
+        """Take a matching embedding from ``obsm`` where there is one, else embed."""
+        adata = _anndata.resolve(data, mod=mod)
+        ready = None if self.adapted else self._ready(adata, engine.layer or self.layer)
+        return self._embed(adata, engine) if ready is None else ready
+
+    def _ready(self, adata: Any, layer: str | None) -> np.ndarray | None:
+        """The model's own embedding in ``obsm``, if its record says that it is what this predictor needs."""
+        from scdrugmap.models.card import model_key
+
+        key = model_key(self.name)
+        record = adata.uns.get(key)
+        if KEYS.embedding(key) not in adata.obsm or not isinstance(record, Mapping):
+            return None
+        origin, params = record.get(KEYS.provenance, {}), record.get("params", {})
+        same = (
+            comparable(origin.get("checkpoint_sha256", {})) == comparable(self.digests)
+            and comparable(origin.get("options", {})) == comparable(self.options)
+            and comparable(origin.get("recipe")) == comparable(self.recipe)
+            and comparable(params.get("layer")) == comparable(layer)
+            and comparable(params.get("groups")) == comparable(self.groups)
+        )
+        return read_obsm(adata, KEYS.embedding(key)) if same else None
+
+    def _embed(self, adata: Any, engine: Engine) -> np.ndarray:
+        """Run the network over all cells."""
+        from scdrugmap.embedding import runner as inference
+        from scdrugmap.embedding.source import CountSource
+
+        model, genes = self.load(), _anndata.gene_ids(adata)
+        self._check_genes(model.align(genes).genes)
+        labels = None
+        if model.card.context == "group":
+            column = self.groups or (KEYS.sample if KEYS.sample in adata.obs else None)
+            labels = None if column is None else _anndata.obs_column(adata, column, "groups").astype(str).to_numpy()
+        result = inference.embed_counts(
+            model,
+            CountSource(_anndata.counts(adata, engine.layer or self.layer)),
+            genes,
+            groups=labels,
+            batch_size=engine.batch_size,
+            device=engine.device,
+            precision=engine.precision,
+            show_progress=engine.progress,
+        )
+        if not self.genes:
+            self.genes = [str(g) for g in result.alignment.genes]
+        return np.asarray(result.values[:])
+
+    def _check_genes(self, found: np.ndarray) -> None:
+        check_coverage(self.genes, found, self.label)
+
+    def meta(self) -> dict[str, Any]:
+        """Return the reference to the model."""
+        names = ("name", "checkpoint", "digests", "options", "recipe", "layer", "groups", "adapted")
+        return {n: getattr(self, n) for n in names}
+
+    @classmethod
+    def from_meta(cls, meta: Mapping[str, Any], genes: Sequence[str]) -> NetworkRepresentation:
+        """Rebuild from :meth:`meta` and the gene list; the checkpoint is read when it is needed."""
+        values = dict(meta)
+        return cls(values.pop("name"), genes=genes, **values)
+
+
+class FittedRepresentation(Representation):
+    """A baseline that was fitted on the training cells."""
+
+    kind = "fitted"
+
+    def __init__(self, model: Any, *, layer: str | None) -> None:
+        self.model, self.layer = model, layer
+
+    def canonical(self) -> FittedRepresentation:
+        """Return this representation with its arrays laid out as a file holds them.
+
+        Products of matrices differ in the last bit with the memory layout; so they do not, before and after a file.
+        """
+        state = {k: np.array(v, order="C") for k, v in self.model.state().items()}
+        return FittedRepresentation.from_meta(self.meta(), state)
+
+    @property
+    def label(self) -> str:
+        """Name of the baseline."""
+        return self.model.card.name
+
+    @property
+    def genes(self) -> list[str]:
+        """Genes that the baseline was fitted on."""
+        state = self.model.state()
+        return [str(g) for g in state["genes"]] if "genes" in state else []
+
+    def features(self, data: Any, mod: str, engine: Engine) -> np.ndarray:
+        """Project all cells."""
+        from scdrugmap.embedding.source import CountSource
+
+        adata = _anndata.resolve(data, mod=mod)
+        genes = _anndata.gene_ids(adata)
+        source = CountSource(_anndata.counts(adata, engine.layer or self.layer))
+        if self.genes:
+            from scdrugmap.models.kit.expression import identifiers
+
+            check_coverage(self.genes, identifiers(genes), self.label)
+        return np.concatenate([self.model.transform(X, genes) for _, X in source.blocks(2048)]).astype(np.float32)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the state of the baseline."""
+        return self.model.state()
+
+    def meta(self) -> dict[str, Any]:
+        """Return name, options and layer."""
+        return {
+            "name": self.model.card.name,
+            "options": self.model.options.model_dump(mode="json"),
+            "recipe": self.model.recipe,
+            "layer": self.layer,
+        }
+
+    @classmethod
+    def from_meta(cls, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> FittedRepresentation:
+        """Rebuild from :meth:`meta` and :meth:`arrays`."""
+        from scdrugmap.models import registry
+
+        options = {**meta["options"], **({"recipe": meta["recipe"]} if meta["recipe"] else {})}
+        model: Any = registry.get(meta["name"])
+        return cls(model.from_state(arrays, **options), layer=meta["layer"])
+
+
+def as_checkpoint_text(checkpoint: str | Path | None) -> str | None:
+    """Return a checkpoint argument as text, an existing path in absolute form."""
+    if checkpoint is None:
+        return None
+    path = Path(checkpoint).expanduser()
+    return str(path.resolve()) if path.exists() else str(checkpoint)
