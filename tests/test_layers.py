@@ -122,7 +122,7 @@ def test_no_circle_is_closed():
 
 def test_no_model_file_imports_another_network():
     """A model is one file: what two of them share lies in ``models/kit``. The names come from the registry."""
-    cards = [registry.info(key) for key in registry.keys()]
+    cards = [registry.info(key) for key in registry.keys()]  # noqa: SIM118
     networks = {registry.get(card.key).__module__ for card in cards if card.kind != "fitted"}
     known = modules()
     for path in known.values():
