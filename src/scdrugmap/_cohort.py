@@ -1,15 +1,27 @@
-"""Response labels as numbers, and the class that they stand for."""
+"""The one reader of ``obs``: labels, samples, studies, patients and other groups, and what score is a call of sensitive."""
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
 
+from scdrugmap import _anndata
 from scdrugmap._errors import InputError
-from scdrugmap._keys import CLASSES, RESISTANT, SENSITIVE
+from scdrugmap._keys import CLASSES, KEYS, RESISTANT, SENSITIVE
 
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+#: Name of the only category where cells are not divided into several.
+ALL = "all"
+#: P(sensitive) above which a cell is called sensitive; a tie is no evidence and stays with the first class, as in scikit-learn.
+THRESHOLD = 0.5
 _KNOWN = {SENSITIVE: 1, RESISTANT: 0, "1": 1, "0": 0, "1.0": 1, "0.0": 0, "true": 1, "false": 0}
 _NONE = ("", "unknown", "nan", "none", "na", "<na>")
 
@@ -75,3 +87,182 @@ def both_classes(y: np.ndarray, argument: str = "label_key") -> None:
             "labelled cells of both classes",
             "add samples of the missing class, or check the label column.",
         )
+
+
+def call(score: Any, threshold: float = THRESHOLD) -> np.ndarray:
+    """Turn P(sensitive) into calls: 1 (sensitive) above the threshold, else 0 (resistant).
+
+    Parameters
+    ----------
+    score
+        ``(n,)`` probabilities; NaN is called 0, for it is not above the threshold.
+    threshold
+        The tie belongs to *resistant*.
+
+    Returns
+    -------
+    Array (n,) of int64.
+
+    Examples
+    --------
+    >>> call([0.4, 0.5, 0.6]).tolist()
+    [0, 0, 1]
+    """
+    return (np.asarray(score) > threshold).astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """Labels and groups of the cells of one data set.
+
+    Parameters
+    ----------
+    y
+        ``(n,)`` 1 sensitive, 0 resistant, -1 without label.
+    sample, study, patient
+        ``(n,)`` names; ``patient`` may be ``None``. Sample names are qualified by study, for two studies may both
+        call a sample "1".
+    columns
+        Further columns, ``(n,)`` each: the categories and the keys to leave out.
+    duplicates
+        ``(n,)`` codes of copied cells, or ``None`` to ignore copies.
+    names
+        ``(n,)`` names of the cells.
+    groups
+        ``(n,)`` which cells stay on one side of every inner split, or ``None`` to split cells.
+    """
+
+    y: np.ndarray
+    sample: np.ndarray
+    study: np.ndarray
+    patient: np.ndarray | None = None
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    duplicates: np.ndarray | None = None
+    names: np.ndarray | None = None
+    groups: np.ndarray | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over names, labels, samples and studies."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.y).tobytes())
+        for column in (self.names, self.sample, self.study):
+            if column is not None:
+                digest.update("\x1f".join(map(str, column)).encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def sample_codes(self) -> np.ndarray:
+        """Integer code of each cell's sample."""
+        return pd.factorize(self.sample)[0]
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """Rows of the cells with a label."""
+        return np.flatnonzero(self.y >= 0)
+
+    def take(self, rows: np.ndarray) -> Self:
+        """Return the cohort of some cells: a mask or row numbers, in the order asked for."""
+        arrays: dict[str, Any] = {
+            name: None if getattr(self, name) is None else getattr(self, name)[rows]
+            for name in ("y", "sample", "study", "patient", "groups", "duplicates", "names")
+        }
+        return replace(self, **arrays, columns={k: v[rows] for k, v in self.columns.items()})
+
+    def column(self, key: str) -> np.ndarray:
+        """Return a group column by the name that ``split`` uses."""
+        fixed = {"sample": self.sample, "study": self.study, "patient": self.patient}
+        found = fixed.get(key) if fixed.get(key) is not None else self.columns.get(key)
+        assert found is not None, key
+        return found
+
+    def categories(self, by: str | None) -> list[tuple[str, np.ndarray]]:
+        """Return name and labelled rows of each category of a column; cells without a value are in none."""
+        labelled = self.y >= 0
+        if by is None:
+            return [(ALL, np.flatnonzero(labelled))]
+        values = pd.Categorical(self.columns[by]).remove_unused_categories()
+        return [(str(c), np.flatnonzero((values.codes == i) & labelled)) for i, c in enumerate(values.categories)]
+
+
+def read_cohort(
+    adata: AnnData,
+    *,
+    label_key: str = KEYS.response,
+    study_key: str = KEYS.study,
+    sample_key: str = KEYS.sample,
+    patient_key: str | None = KEYS.patient,
+    columns: Sequence[str] = (),
+    need: Sequence[str] = (),
+) -> Cohort:
+    """Read labels and groups.
+
+    Parameters
+    ----------
+    adata
+        Cells; not changed.
+    label_key, study_key, sample_key, patient_key
+        Columns of ``obs``. Without a study column all cells are one study, without a sample column each study is one
+        sample, unless ``need`` names the column.
+    columns
+        Further columns to read.
+    need
+        Which of ``"sample"``, ``"study"``, ``"patient"`` must be there.
+
+    Raises
+    ------
+    MissingKeyError, InputError
+        If a column is missing, a labelled cell has no sample or study, or a label is not known.
+
+    Examples
+    --------
+    >>> import scdrugmap as sd
+    >>> cohort = read_cohort(sd.datasets.simulate(n_studies=1, rng=0))
+    >>> sorted(set(cohort.y.tolist()))
+    [0, 1]
+    """
+    _anndata.refuse_empty(adata)
+    n = adata.n_obs
+    y = encode(_anndata.obs_column(adata, label_key, "label_key"))
+    groups: dict[str, np.ndarray] = {}
+    for name, key in (("study", study_key), ("sample", sample_key), ("patient", patient_key)):
+        if key is not None and (name in need or key in adata.obs):
+            values = _anndata.obs_column(adata, key, f"{name}_key").astype(object).to_numpy(copy=True)
+            absent = np.asarray(pd.isna(values))
+            if name != "patient":
+                refuse_absent(absent & (y >= 0), f"{name}_key", key, name)
+            text = values.astype(str).astype(object)
+            text[absent] = None if name == "patient" else ""
+            groups[name] = text
+    study = groups.get("study", np.full(n, ALL))
+    sample = groups.get("sample")
+    if sample is None:
+        sample = study
+    elif "study" in groups:
+        sample = _qualified(study, sample)
+        if "patient" in groups:
+            unknown = np.asarray(pd.isna(groups["patient"]))
+            groups["patient"] = _qualified(study, groups["patient"])
+            groups["patient"][unknown] = None
+    extra = {c: _anndata.obs_column(adata, c, "by").to_numpy() for c in columns}
+    return Cohort(y, sample, study, groups.get("patient"), extra, None, adata.obs_names.to_numpy().astype(str))
+
+
+def refuse_absent(absent: np.ndarray, argument: str, key: str, what: str) -> None:
+    """Refuse labelled cells without a value in a column that says what belongs together.
+
+    Raises
+    ------
+    InputError
+        If there are any.
+    """
+    if absent.any():
+        raise InputError(
+            argument,
+            f"{int(absent.sum())} labelled cells without a value in obs[{key!r}]",
+            f"a {what} for every labelled cell",
+            "fill the column, or remove those cells or their labels.",
+        )
+
+
+def _qualified(study: np.ndarray, names: np.ndarray) -> np.ndarray:
+    return np.char.add(np.char.add(study.astype(str), "/"), names.astype(str)).astype(object)

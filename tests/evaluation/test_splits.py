@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scdrugmap._cohort import Cohort, encode
 from scdrugmap._errors import InputError
-from scdrugmap.evaluation.splits.cells import SAME_SAMPLE, Cells, data_card, encode_labels, make_partition
+from scdrugmap.evaluation.splits.cells import SAME_SAMPLE, data_card, make_partition
 from scdrugmap.evaluation.splits.folds import (
     assign_folds,
     blocks_of,
@@ -131,7 +132,7 @@ def test_random_cells_stratified_with_copies_together():
 def cells_of(sizes, study=None):
     y, groups = unfold(sizes)
     sample = np.array([f"s{g}" for g in groups], dtype=object)
-    return Cells(y, sample, np.array(["A"] * len(y) if study is None else study, dtype=object))
+    return Cohort(y, sample, np.array(["A"] * len(y) if study is None else study, dtype=object))
 
 
 def test_partition_depends_on_seed_and_category_only():
@@ -166,9 +167,9 @@ def test_cells_without_the_key_to_leave_out_take_no_part():
 
 def test_labels():
     values = ["Sensitive", "resistant ", None, "unknown", 1, 0, True, np.nan]
-    np.testing.assert_array_equal(encode_labels(values), [1, 0, -1, -1, 1, 0, 1, -1])
+    np.testing.assert_array_equal(encode(values), [1, 0, -1, -1, 1, 0, 1, -1])
     with pytest.raises(InputError, match="partial"):
-        encode_labels(["partial", "sensitive"])
+        encode(["partial", "sensitive"])
 
 
 def test_data_card_counts():

@@ -15,6 +15,7 @@ from scipy import sparse
 from scdrugmap._errors import InputError
 from scdrugmap._keys import CLASSES, KEYS
 from scdrugmap._logging import progress
+from scdrugmap._random import seed_of
 from scdrugmap.datasets import _simulate_model as model
 from scdrugmap.datasets._simulate_programmes import ORIGINS
 
@@ -168,7 +169,7 @@ def simulate(
         dispersion=dispersion,
         dropout=dropout,
         shared_controls=shared_controls,
-        seed=_seed(rng),
+        seed=seed_of(rng),
     )
     _check(parameters)
     target = None if path is None else _check_path(path, protein=protein)
@@ -280,19 +281,6 @@ def _record(world: model.World) -> dict[str, Any]:
     record["programmes"] = world.truth()
     record["programmes"].index = record["programmes"].index.astype(str)
     return record
-
-
-def _seed(rng: int | np.random.Generator | None) -> int:
-    """One number that fixes every stream."""
-    from scdrugmap.settings import settings
-
-    if rng is None:
-        return settings.seed
-    if isinstance(rng, np.random.Generator):
-        return int(rng.integers(2**62))
-    if isinstance(rng, bool) or not isinstance(rng, int | np.integer) or rng < 0:
-        raise InputError("rng", rng, "a seed (0 or more), a numpy Generator or None", "pass rng=0.")
-    return int(rng)
 
 
 def _per_study(value: float | Sequence[float], n_studies: int) -> tuple[float, ...]:

@@ -342,7 +342,7 @@ def _model(origin: Origin) -> NetworkModel:
 
 def _place(device: str, precision: str) -> tuple[str, str]:
     """Resolve device and precision where this runs."""
-    from scdrugmap.embedding.runner import pick_device, pick_precision
+    from scdrugmap._device import pick_device, pick_precision
 
     try:
         resolved = pick_device(device)

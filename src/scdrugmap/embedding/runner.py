@@ -19,6 +19,7 @@ import torch
 from scipy import sparse
 
 from scdrugmap import __version__
+from scdrugmap._device import pick_device, pick_precision
 from scdrugmap._errors import InputError
 from scdrugmap._logging import get_logger, progress
 from scdrugmap.embedding import cache as finished
@@ -73,37 +74,6 @@ class Embedding:
     device: str
     precision: str
     work: Work = field(repr=False)
-
-
-def pick_device(device: str | None) -> torch.device:
-    """Resolve ``"auto"`` (CUDA, then MPS, then CPU) and check that the device is there."""
-    from scdrugmap.settings import settings
-
-    name = device or settings.device
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        resolved = torch.device(name)
-        torch.empty(0, device=resolved)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(
-            "device", name, "a device of this machine", f"use device='auto' or 'cpu' ({str(error).splitlines()[0]})"
-        ) from None
-    return resolved
-
-
-def pick_precision(precision: str | None, device: torch.device) -> str:
-    """Resolve ``"auto"``: bfloat16 on CUDA, float32 elsewhere."""
-    from scdrugmap.settings import settings
-
-    name = precision or settings.precision
-    if name == "auto":
-        return "bfloat16" if device.type == "cuda" else "float32"
-    if name not in _DTYPES:
-        raise InputError("precision", name, "'auto', 'float32', 'bfloat16' or 'float16'", "use precision='auto'.")
-    return name
 
 
 def embed_counts(

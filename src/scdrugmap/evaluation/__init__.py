@@ -5,7 +5,7 @@ import lazy_loader as _lazy
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
-        "splits.cells": ["Cells", "data_card", "encode_labels", "make_partition", "study_card"],
+        "splits.cells": ["data_card", "make_partition", "study_card"],
         "grid.contenders": ["Contender", "Head", "array_contender"],
         "splits.duplicates": ["content_hash", "duplicate_groups"],
         "grid.grid": ["make_partitions", "run_grid"],

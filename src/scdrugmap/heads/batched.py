@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from scdrugmap._device import pick_device
 from scdrugmap._errors import InputError
-from scdrugmap.heads.mlp import MLPHead, _device, two_classes
+from scdrugmap.heads.mlp import MLPHead, two_classes
 
 
 def fit_heads(
@@ -137,7 +138,7 @@ def fit_rows(
         patience=first.patience,
         precision=first.precision,
     )
-    trained = train_heads(X, (y == classes[0][1]).astype(X.dtype), tasks, options, _device(first.device))
+    trained = train_heads(X, (y == classes[0][1]).astype(X.dtype), tasks, options, pick_device(first.device))
     for head, task, result in zip(heads, tasks, trained, strict=True):
         head._store(result.weights, result.biases, classes[0], task.mean, task.scale)
         head.loss_curve_, head.validation_curve_ = result.loss_curve, result.val_curve

@@ -12,6 +12,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from scdrugmap._device import pick_device
 from scdrugmap._errors import InputError
 
 ClassWeight = Literal["balanced"] | dict[Any, float] | None
@@ -162,7 +163,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):
 
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=(np.float32, np.float64))
-        device = _device(self.device)
+        device = pick_device(self.device)
         weights = [torch.as_tensor(w, device=device) for w in self.coefs_]
         biases = [torch.as_tensor(b, device=device) for b in self.intercepts_]
         parts = []
@@ -293,15 +294,3 @@ def two_classes(y: np.ndarray) -> np.ndarray:
     )
     shown = ", ".join(map(repr, classes[:8].tolist())) + (" ..." if len(classes) > 8 else "")
     raise InputError("y", f"{len(classes)} class{'' if len(classes) == 1 else 'es'} ({shown})", "two classes", fix)
-
-
-def _device(name: str | None) -> Any:
-    """Torch device of a name, of the settings, or the best there is."""
-    import torch
-
-    from scdrugmap.settings import settings
-
-    name = name or settings.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)

@@ -134,7 +134,7 @@ def fit_lora(
     InputError
         If an adapter gets no gradient, or training did not change the output.
     """
-    from scdrugmap.embedding.runner import pick_device, pick_precision
+    from scdrugmap._device import pick_device, pick_precision
 
     torch_device = pick_device(device)
     arithmetic = pick_precision(precision, torch_device)

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from scdrugmap import __version__, _anndata
+from scdrugmap._cohort import call
 from scdrugmap._errors import CheckpointError, InputError, InputTypeError, ScDrugMapError
 from scdrugmap._keys import CLASSES
 from scdrugmap.heads.crossfit import margins
@@ -144,7 +145,7 @@ class ResponsePredictor:
                 score[usable] = self.calibration(margin[usable])
             else:
                 score[usable] = self.head.predict_proba(X[usable])[:, 1]
-        codes = np.where(usable, (score > self.threshold).astype(int), -1)
+        codes = np.where(usable, call(score, self.threshold), -1)
         out = pd.DataFrame({"pred": pd.Categorical.from_codes(codes, categories=list(CLASSES)), "score": score})
         if self.conformal is not None:
             texts = np.full(n, "", dtype=object)

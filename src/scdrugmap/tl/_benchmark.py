@@ -13,6 +13,7 @@ import numpy as np
 from scdrugmap import __version__, _anndata
 from scdrugmap._errors import InputError, ScDrugMapWarning, UnknownNameError
 from scdrugmap._keys import KEYS
+from scdrugmap._random import seed_of
 from scdrugmap.evaluation.grid import inputs
 from scdrugmap.evaluation.grid.contenders import Contender, Head
 from scdrugmap.evaluation.grid.grid import make_partitions, run_grid, splits_of
@@ -180,7 +181,7 @@ def benchmark(
     pairs = splits_of(settings, splits)
     columns: list[str | None] = [by] if by is None or isinstance(by, str) else list(by)
     records = resolve_metrics(args["metrics"])
-    seed = inputs.seed_of(rng)
+    seed = seed_of(rng)
     kinds = {s for _, s in pairs}
     need = [k for k in ("sample", "study", "patient") if k in kinds]
     others = [s for s in kinds if s not in ("cell", "sample", "study", "patient")]

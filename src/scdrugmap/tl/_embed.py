@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from scdrugmap import __version__, _anndata
-from scdrugmap._errors import InputError, InputTypeError, ScDrugMapWarning
+from scdrugmap._errors import InputError, ScDrugMapWarning
 from scdrugmap._keys import KEYS
+from scdrugmap._random import seed_of
 from scdrugmap.genes.identifiers import recognise
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def embed(
         )
     if not models:
         raise InputError("model", "an empty list", "at least one model", "pass model='pca' or another name.")
-    seed = _seed(rng)
+    seed = seed_of(rng)
     results = {}
     for one in models:
         key, values, record = _embed_one(
@@ -288,18 +289,6 @@ def _group_labels(adata: AnnData, groups: str | None, default: str) -> np.ndarra
     if groups is not None:
         return _anndata.obs_column(adata, groups, "groups").astype(str).to_numpy()
     return adata.obs[default].astype(str).to_numpy() if default in adata.obs else None
-
-
-def _seed(rng: int | np.random.Generator | None) -> int:
-    if rng is None:
-        from scdrugmap.settings import settings
-
-        return settings.seed
-    if isinstance(rng, np.random.Generator):
-        return int(rng.integers(2**31))
-    if isinstance(rng, (int, np.integer)) and not isinstance(rng, bool) and rng >= 0:
-        return int(rng)
-    raise InputTypeError("rng", repr(rng), "None, a non-negative int or a numpy Generator", "pass rng=0.")
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -101,9 +101,9 @@ def few_shot_curve(
     [0, 2]
     """
     from scdrugmap._cohort import both_classes, encode
+    from scdrugmap._random import seed_of
     from scdrugmap.predictor.few_shot import shot_order
     from scdrugmap.predictor.representation import Engine
-    from scdrugmap.tl._embed import _seed
 
     main = _anndata.resolve(adata, mod=mod)
     _anndata.refuse_empty(main)
@@ -111,7 +111,7 @@ def few_shot_curve(
         raise InputError("model or use_rep", (model, use_rep), "one of the two", "pass model='scGPT'.")
     if not isinstance(shots, Sequence | np.ndarray) or not len(shots) or min(shots) < 0 or n_repeats < 1:
         raise InputError("shots", shots, "numbers of 0 or more, and a repeat", "pass shots=(0, 1, 2, 4).")
-    seed = _seed(rng)
+    seed = seed_of(rng)
     y = encode(_anndata.obs_column(main, label_key, "label_key"))
     both_classes(y)
     study = _anndata.obs_column(main, study_key, "study_key").astype(str).to_numpy()
@@ -233,11 +233,13 @@ def _scores(head: Any, X: np.ndarray, y: np.ndarray) -> dict[str, float]:
     """Metrics of one head on the test cells; undefined ones are NaN."""
     from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
 
+    from scdrugmap._cohort import call
+
     p = head.predict_proba(X)[:, 1]
     both = len(np.unique(y)) == 2
     return {
-        "f1": float(f1_score(y, p > 0.5, zero_division=0)),
+        "f1": float(f1_score(y, call(p), zero_division=0)),
         "auroc": float(roc_auc_score(y, p)) if both else float("nan"),
         "auprc": float(average_precision_score(y, p)) if both else float("nan"),
-        "balanced_accuracy": float(balanced_accuracy_score(y, p > 0.5)) if both else float("nan"),
+        "balanced_accuracy": float(balanced_accuracy_score(y, call(p))) if both else float("nan"),
     }

@@ -132,7 +132,8 @@ def predict_response(
     >>> query.obs["response_pred"].cat.categories.tolist()
     ['resistant', 'sensitive']
     """
-    from scdrugmap.tl._embed import _seed, check_key
+    from scdrugmap._random import seed_of
+    from scdrugmap.tl._embed import check_key
 
     if strategy not in STRATEGIES:
         raise UnknownNameError("strategy", strategy, STRATEGIES)
@@ -153,7 +154,7 @@ def predict_response(
         )  # fmt: skip
     _check_abstain(abstain)
     edit = _anndata.edit(adata, copy=copy, mod=mod)
-    seed = _seed(rng)
+    seed = seed_of(rng)
     samples = None if sample_key is None else _anndata.obs_column(edit.adata, sample_key, "sample_key").astype(str)
     shots = np.empty(0, dtype=np.int64)
     if predictor is not None:

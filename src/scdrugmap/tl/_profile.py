@@ -75,8 +75,8 @@ def profile(
     """
     import pandas as pd
 
+    from scdrugmap._random import seed_of
     from scdrugmap.embedding.source import CountSource
-    from scdrugmap.tl._embed import _seed
 
     cells = _anndata.resolve(adata, mod=mod)
     _anndata.refuse_empty(cells, genes=True)
@@ -89,7 +89,7 @@ def profile(
         raise InputError("models", "an empty list", "one or more models", "sd.models.list() shows the names.")
     if checkpoint is not None and len(names) > 1:
         raise InputError("checkpoint", checkpoint, "a checkpoint of one model", "load the models and pass them.")
-    rows = np.sort(np.random.default_rng(_seed(rng)).permutation(cells.n_obs)[:n_cells])
+    rows = np.sort(np.random.default_rng(seed_of(rng)).permutation(cells.n_obs)[:n_cells])
     X = CountSource(_anndata.counts(cells, layer))[rows]
     genes = _anndata.gene_ids(cells)
     records = [_one(model, checkpoint, X, genes, device, precision, training) for model in names]

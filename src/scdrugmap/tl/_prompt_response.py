@@ -104,8 +104,8 @@ def prompt_response(
     >>> sd.tl.predict_response(adata, strategy="prompt", base_url="http://localhost:8000/v1")  # doctest: +SKIP
     """
     from scdrugmap import prompting
+    from scdrugmap._random import seed_of
     from scdrugmap.prompting.templates import get_template
-    from scdrugmap.tl._embed import _seed
 
     edit = _anndata.edit(adata, copy=copy, mod=mod)
     _anndata.refuse_empty(edit.adata, genes=True)
@@ -118,7 +118,7 @@ def prompt_response(
         context = [] if template.name == "scdrugmap" else [c for c in CONTEXT if c in edit.adata.obs]
     if label_key in context:
         raise InputError("context", label_key, "columns that do not hold the answer", f"leave out {label_key!r}.")
-    seed = _seed(rng)
+    seed = seed_of(rng)
     examples, names = None, np.empty(0, dtype=str)
     if n_shots and reference is not None:
         known = _anndata.resolve(reference, mod=mod, argument="reference")

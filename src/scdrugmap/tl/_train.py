@@ -132,11 +132,11 @@ def train(
     np.True_
     """
     from scdrugmap._cohort import both_classes, encode
+    from scdrugmap._random import seed_of
     from scdrugmap.heads.make import make_head
     from scdrugmap.predictor.predictor import ResponsePredictor
     from scdrugmap.predictor.representation import Engine
     from scdrugmap.predictor.training import Trust
-    from scdrugmap.tl._embed import _seed
 
     main = _anndata.resolve(adata, mod=mod)
     _anndata.refuse_empty(main)
@@ -149,7 +149,7 @@ def train(
     if use_rep is not None and (strategy == "lora" or checkpoint is not None or model_options):
         extra = "strategy='lora'" if strategy == "lora" else ", ".join([*model_options] or ["checkpoint"])
         raise InputError("use_rep", f"use_rep with {extra}", "model= for that", "pass model=<name> instead of use_rep.")
-    seed = _seed(rng)
+    seed = seed_of(rng)
     y_all = encode(_anndata.obs_column(main, label_key, "label_key"), "label_key")
     both_classes(y_all)
     rows = np.flatnonzero(y_all >= 0)

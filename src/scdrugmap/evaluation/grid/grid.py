@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scdrugmap._cohort import Cohort
 from scdrugmap._errors import InputError, UnknownNameError
 from scdrugmap.evaluation.grid.contenders import Contender
 from scdrugmap.evaluation.grid.runner import Counted, OnUnit, Run, plan, run
@@ -20,7 +21,7 @@ from scdrugmap.evaluation.grid.work import Task
 from scdrugmap.evaluation.result.levels import LEVELS
 from scdrugmap.evaluation.result.metrics import Metric
 from scdrugmap.evaluation.result.result import BenchmarkResult
-from scdrugmap.evaluation.splits.cells import Cells, data_card, make_partition
+from scdrugmap.evaluation.splits.cells import data_card, make_partition
 from scdrugmap.evaluation.splits.folds import Partition
 
 SETTINGS = ("pooled", "cross")
@@ -52,7 +53,7 @@ def splits_of(settings: Sequence[str], splits: Sequence[str]) -> list[tuple[str,
 
 
 def make_partitions(
-    cells: Cells,
+    cells: Cohort,
     pairs: Sequence[tuple[str, str]],
     by: Sequence[str | None],
     *,
@@ -90,7 +91,7 @@ def make_partitions(
 
 
 def run_grid(
-    cells: Cells,
+    cells: Cohort,
     contenders: Sequence[Contender],
     partitions: Sequence[Partition],
     *,

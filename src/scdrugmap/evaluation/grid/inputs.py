@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from scdrugmap import _anndata
-from scdrugmap._errors import InputError, InputTypeError, ScDrugMapWarning, UnknownNameError
+from scdrugmap._cohort import Cohort, read_cohort
+from scdrugmap._errors import InputError, ScDrugMapWarning, UnknownNameError
 from scdrugmap._keys import KEYS
 from scdrugmap.evaluation.grid.contenders import Contender, Head, array_contender, rule_contenders
 from scdrugmap.evaluation.grid.runner import Counted
-from scdrugmap.evaluation.splits.cells import Cells, encode_labels
 from scdrugmap.evaluation.splits.duplicates import content_hash, detected_genes, duplicate_groups
 from scdrugmap.evaluation.splits.folds import Partition, straddling
 
@@ -30,19 +31,6 @@ GROUP_CONTEXT = "embedding of a cell depends on cells on the other side of the s
 SCVI_EPOCHS = 50
 
 
-def seed_of(rng: int | np.random.Generator | None) -> int:
-    """Turn the argument ``rng`` into one non-negative integer; a generator is asked for one."""
-    if rng is None:
-        from scdrugmap.settings import settings
-
-        return settings.seed
-    if isinstance(rng, np.random.Generator):
-        return int(rng.integers(2**31))
-    if isinstance(rng, int | np.integer) and not isinstance(rng, bool) and rng >= 0:
-        return int(rng)
-    raise InputTypeError("rng", repr(rng), "None, a non-negative int or a numpy Generator", "pass rng=0.")
-
-
 def read_cells(
     adata: AnnData,
     *,
@@ -54,7 +42,7 @@ def read_cells(
     need: Sequence[str] = (),
     duplicates: str = "merge",
     layer: str | None = None,
-) -> Cells:
+) -> Cohort:
     """Read labels and groups.
 
     Parameters
@@ -78,45 +66,15 @@ def read_cells(
     MissingKeyError, InputError
         If a column is missing, a labelled cell has no sample or study, or a label is not known.
     """
-    if adata.n_obs == 0:
-        raise InputError("adata", "0 cells", "at least one cell", "check the filter.")
     if duplicates not in ("merge", "ignore"):
         raise UnknownNameError("duplicates", duplicates, ["merge", "ignore"])
-    n = adata.n_obs
-    y = encode_labels(_anndata.obs_column(adata, label_key, "label_key"))
-    groups: dict[str, np.ndarray] = {}
-    for name, key in (("study", study_key), ("sample", sample_key), ("patient", patient_key)):
-        if key is not None and (name in need or key in adata.obs):
-            values = _anndata.obs_column(adata, key, f"{name}_key").astype(object).to_numpy(copy=True)
-            absent = np.asarray(pd.isna(values))
-            if name != "patient" and (absent & (y >= 0)).any():
-                raise InputError(
-                    f"{name}_key",
-                    f"{int((absent & (y >= 0)).sum())} labelled cells without a value in obs[{key!r}]",
-                    f"a {name} for every labelled cell",
-                    "fill the column, or remove those cells or their labels.",
-                )
-            text = values.astype(str).astype(object)
-            text[absent] = None if name == "patient" else ""
-            groups[name] = text
-    study = groups.get("study", np.full(n, "all"))
-    sample = groups.get("sample")
-    if sample is None:
-        sample = study
-    elif "study" in groups:
-        sample = _qualified(study, sample)
-        if "patient" in groups:
-            unknown = np.asarray(pd.isna(groups["patient"]))
-            groups["patient"] = _qualified(study, groups["patient"])
-            groups["patient"][unknown] = None
-    extra = {c: _anndata.obs_column(adata, c, "by").to_numpy() for c in columns}
-    copies = find_duplicates(adata, study, layer) if duplicates == "merge" else None
-    names = adata.obs_names.to_numpy().astype(str)
-    return Cells(y, sample, study, groups.get("patient"), extra, copies, names)
-
-
-def _qualified(study: np.ndarray, names: np.ndarray) -> np.ndarray:
-    return np.char.add(np.char.add(study.astype(str), "/"), names.astype(str)).astype(object)
+    cohort = read_cohort(
+        adata, label_key=label_key, study_key=study_key, sample_key=sample_key, patient_key=patient_key,
+        columns=columns, need=need,
+    )  # fmt: skip
+    if duplicates == "ignore":
+        return cohort
+    return replace(cohort, duplicates=find_duplicates(adata, cohort.study, layer))
 
 
 def find_duplicates(adata: AnnData, study: np.ndarray, layer: str | None = None) -> np.ndarray:
@@ -277,8 +235,6 @@ def guard_context(
     InputError
         If a group has cells on both sides and ``group_context`` is ``"refuse"``.
     """
-    from dataclasses import replace
-
     if group_context not in ("refuse", "mark"):
         raise UnknownNameError("group_context", group_context, ["refuse", "mark"])
     if groups is None:

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from scdrugmap._cohort import Cohort
 from scdrugmap._errors import InputError, ScDrugMapWarning
 from scdrugmap._logging import get_logger, progress
 from scdrugmap.evaluation.grid.backed import portable
 from scdrugmap.evaluation.grid.contenders import Contender, Head
 from scdrugmap.evaluation.grid.store import Outcome, RunStore, Unit
 from scdrugmap.evaluation.grid.work import PROBE, Task, run_task
-from scdrugmap.evaluation.splits.cells import Cells
 from scdrugmap.evaluation.splits.folds import Partition
 
 #: Called with a finished unit, the number finished and the number of all.
@@ -63,7 +63,7 @@ class Run:
 
 
 def plan(
-    contenders: Sequence[Contender], partitions: Sequence[Partition], cells: Cells, *, seed: int, probe: bool = True
+    contenders: Sequence[Contender], partitions: Sequence[Partition], cells: Cohort, *, seed: int, probe: bool = True
 ) -> list[Task]:
     """List the work in a fixed order.
 
@@ -122,7 +122,7 @@ def _tasks(contender: Contender, partition: Partition, content: tuple[str, ...])
 
 def run(
     tasks: Sequence[Task],
-    cells: Cells,
+    cells: Cohort,
     *,
     counts: Counted | None = None,
     store: RunStore | None = None,
@@ -226,7 +226,7 @@ def _collect(task: Task, done: list[Outcome] | str, result: Run, store: RunStore
                 store.write(outcome)
 
 
-def _payload(cells: Cells, counts: Counted | None, seed: int, store: RunStore | None) -> dict[str, Any]:
+def _payload(cells: Cohort, counts: Counted | None, seed: int, store: RunStore | None) -> dict[str, Any]:
     return {
         "y": cells.y,
         "sample": cells.sample_codes,

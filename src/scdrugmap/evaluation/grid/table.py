@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scdrugmap._cohort import Cohort
 from scdrugmap.evaluation.grid.contenders import Contender
 from scdrugmap.evaluation.grid.runner import Run
 from scdrugmap.evaluation.grid.store import Outcome
 from scdrugmap.evaluation.grid.work import PROBE, Task
 from scdrugmap.evaluation.result.levels import PLACE, aggregate, level_groups
 from scdrugmap.evaluation.result.metrics import Metric, evaluate
-from scdrugmap.evaluation.splits.cells import Cells
 from scdrugmap.evaluation.splits.folds import Partition
 
 COUNTS = ["n_train", "n_test", "n_test_sensitive", "n_test_resistant", "n_train_samples", "n_test_samples"]
@@ -26,7 +26,7 @@ def build_table(
     contenders: Sequence[Contender],
     partitions: Sequence[Partition],
     run: Run,
-    cells: Cells,
+    cells: Cohort,
     metrics: Sequence[Metric],
     levels: Sequence[str],
 ) -> pd.DataFrame:
@@ -73,7 +73,7 @@ def _empty(metric: str, reason: str) -> dict[str, Any]:
     return {"level": "cell", "metric": metric, "value": np.nan, "reason": reason}
 
 
-def _counts(train: np.ndarray, outcome: Outcome, cells: Cells) -> dict[str, int]:
+def _counts(train: np.ndarray, outcome: Outcome, cells: Cohort) -> dict[str, int]:
     codes = cells.sample_codes
     return {
         "n_train": len(train),
@@ -86,7 +86,7 @@ def _counts(train: np.ndarray, outcome: Outcome, cells: Cells) -> dict[str, int]
 
 
 def _metric_rows(
-    outcome: Outcome, cells: Cells, metrics: Sequence[Metric], levels: Sequence[str]
+    outcome: Outcome, cells: Cohort, metrics: Sequence[Metric], levels: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     for level in levels:
         y, score, pred, reason = outcome.y, outcome.score, outcome.pred, ""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from scdrugmap._cohort import call
 from scdrugmap._logging import get_logger
 from scdrugmap.evaluation.grid.contenders import Contender, Head, fit_predict, probe_halves, rule_scores, sample_probe
 from scdrugmap.evaluation.grid.store import Outcome, RunStore, Unit
@@ -95,7 +96,7 @@ def _part(test: np.ndarray, y: np.ndarray, score: np.ndarray) -> Part:
     if len(score) != len(test) or not np.isfinite(score).all():
         raise ValueError("the predictions hold missing values or have another length than the test cells")
     score = score.astype(np.float32)
-    return test.astype(np.int64), y[test].astype(np.int64), score, (score >= 0.5).astype(np.int64)
+    return test.astype(np.int64), y[test].astype(np.int64), score, call(score)
 
 
 def _probe(task: Task, sample: np.ndarray, data: Data, seed: int) -> Part:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from scdrugmap.evaluation.splits.cells import Cells
+from scdrugmap._cohort import Cohort, call
 
 #: What one row of the table belongs to.
 PLACE = ["model", "strategy", "head", "setting", "split", "by", "category"]
@@ -15,7 +15,7 @@ LEVELS = ("cell", "sample", "patient")
 def aggregate(
     y: np.ndarray, score: np.ndarray, groups: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, str]:
-    """Turn cells into samples (or patients): mean score, called sensitive from one half on.
+    """Turn cells into samples (or patients): mean score, called sensitive above one half.
 
     Returns
     -------
@@ -26,7 +26,7 @@ def aggregate(
     --------
     >>> import numpy as np
     >>> aggregate(np.array([1, 1, 0]), np.array([0.75, 0.25, 0.25]), np.array(["a", "a", "b"]))[:3]
-    (array([1, 0]), array([0.5 , 0.25]), array([1, 0]))
+    (array([1, 0]), array([0.5 , 0.25]), array([0, 0]))
     """
     codes, names = pd.factorize(groups, sort=True)
     known = codes >= 0
@@ -39,9 +39,9 @@ def aggregate(
     reason = f"{mixed.sum()} of {n} groups carry both labels" if mixed.any() else ""
     # Summed in float64, then stored like the scores of cells: one half is one half at either level.
     mean = np.round(mean, 7)
-    return (positive > 0).astype(np.int64), mean, (mean >= 0.5).astype(np.int64), np.arange(n), reason
+    return (positive > 0).astype(np.int64), mean, call(mean), np.arange(n), reason
 
 
-def level_groups(cells: Cells, level: str) -> np.ndarray | None:
+def level_groups(cells: Cohort, level: str) -> np.ndarray | None:
     """Return the column that a level aggregates over; ``None`` for cells."""
     return None if level == "cell" else cells.sample if level == "sample" else cells.patient

@@ -11,13 +11,13 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
+from scdrugmap._cohort import Cohort
 from scdrugmap._errors import InputError, OutputError, UnknownNameError
 from scdrugmap.evaluation.result.files import load, printable, save, tex
 from scdrugmap.evaluation.result.levels import PLACE
 from scdrugmap.evaluation.result.metrics import METRICS, Metric
 from scdrugmap.evaluation.result.statistics import Ranking, rank_models
 from scdrugmap.evaluation.result.summary import compare_predictions, permutation_table, summarise
-from scdrugmap.evaluation.splits.cells import Cells
 from scdrugmap.evaluation.splits.folds import Partition
 
 MAIN_METRICS = ("f1", "f1_macro", "mcc", "auroc", "auprc")
@@ -327,11 +327,11 @@ class BenchmarkResult:
         model, strategy, head = (str(hit.iloc[0][c]) for c in ("model", "strategy", "head"))
         return model, strategy, head
 
-    def as_cells(self) -> Cells:
+    def as_cells(self) -> Cohort:
         """Return the labels and groups as arrays."""
         c = self.cells
         patient = c["patient"].to_numpy() if "patient" in c else None
-        return Cells(
+        return Cohort(
             c["y"].to_numpy(), c["sample"].to_numpy(), c["study"].to_numpy(), patient, names=c["name"].to_numpy()
         )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scdrugmap._cohort import Cohort
 from scdrugmap.evaluation.result.levels import PLACE, aggregate, level_groups
 from scdrugmap.evaluation.result.metrics import Metric
 from scdrugmap.evaluation.result.statistics import (
@@ -21,7 +22,6 @@ from scdrugmap.evaluation.result.statistics import (
     permutation_pvalue,
     resampled,
 )
-from scdrugmap.evaluation.splits.cells import Cells
 
 if TYPE_CHECKING:
     from scdrugmap.evaluation.result.result import BenchmarkResult
@@ -43,7 +43,7 @@ class Predictions:
     reason: str = ""
 
     @classmethod
-    def collect(cls, result: BenchmarkResult, cells: Cells, units: pd.DataFrame, level: str) -> Predictions:
+    def collect(cls, result: BenchmarkResult, cells: Cohort, units: pd.DataFrame, level: str) -> Predictions:
         """Gather the folds; groups are samples, or the fold itself where groups are left out one by one."""
         folds, reason = [], ""
         cross = len(units) > 0 and units["setting"].iloc[0] == "cross"

@@ -1,120 +1,22 @@
-"""What the evaluation knows about the cells: labels, samples, studies, copies; and the partitions made from it."""
+"""The partitions made from a cohort, and cards that describe its categories and studies."""
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from scdrugmap._cohort import ALL, Cohort
 from scdrugmap._errors import InputError
-from scdrugmap._keys import CLASSES, RESISTANT, SENSITIVE
 from scdrugmap.evaluation.splits.folds import Fold, Partition, cell_folds, group_folds, leave_one_out, straddling
 
-ALL = "all"
 SAME_SAMPLE = "cells of one sample on both sides"
 
 
-def encode_labels(values: Any, argument: str = "label_key") -> np.ndarray:
-    """Turn a label column into 1 (sensitive), 0 (resistant) and -1 (no label).
-
-    Parameters
-    ----------
-    values
-        ``(n,)`` text ``"sensitive"``/``"resistant"`` in any case, or 0/1, or booleans (true is sensitive); missing
-        values, empty text and ``"unknown"`` mean no label.
-    argument
-        Name for the error message.
-
-    Raises
-    ------
-    InputError
-        For any other value.
-
-    Examples
-    --------
-    >>> encode_labels(["Sensitive", "resistant", None]).tolist()
-    [1, 0, -1]
-    """
-    column = pd.Series(np.asarray(values, dtype=object))
-    text = column.map(lambda v: "" if pd.isna(v) else str(v).strip().lower())
-    known = {SENSITIVE: 1, RESISTANT: 0, "1": 1, "0": 0, "1.0": 1, "0.0": 0, "true": 1, "false": 0}
-    codes = text.map(known | dict.fromkeys(("", "unknown", "nan", "none", "na"), -1))
-    if codes.isna().any():
-        wrong = sorted(set(text[codes.isna()]))[:5]
-        raise InputError(
-            argument,
-            f"labels {wrong}",
-            f"{' or '.join(map(repr, CLASSES))} (any case), 0/1 or booleans; missing values for cells without a label",
-            "map the labels first, for example adata.obs['response'].map({'R': 'resistant', 'S': 'sensitive'}).",
-        )
-    return codes.to_numpy(dtype=np.int8)
-
-
-@dataclass(frozen=True, eq=False)
-class Cells:
-    """Labels and groups of the cells of one data set.
-
-    Parameters
-    ----------
-    y
-        ``(n,)`` 1 sensitive, 0 resistant, -1 without label.
-    sample, study, patient
-        ``(n,)`` names; ``patient`` may be ``None``. Sample names are qualified by study, for two studies may both
-        call a sample "1".
-    columns
-        Further columns, ``(n,)`` each: the categories and the keys to leave out.
-    duplicates
-        ``(n,)`` codes of copied cells, or ``None`` to ignore copies.
-    names
-        ``(n,)`` names of the cells.
-    """
-
-    y: np.ndarray
-    sample: np.ndarray
-    study: np.ndarray
-    patient: np.ndarray | None = None
-    columns: dict[str, np.ndarray] = field(default_factory=dict)
-    duplicates: np.ndarray | None = None
-    names: np.ndarray | None = None
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 over names, labels, samples and studies."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.y).tobytes())
-        for column in (self.names, self.sample, self.study):
-            if column is not None:
-                digest.update("\x1f".join(map(str, column)).encode())
-        return digest.hexdigest()
-
-    @cached_property
-    def sample_codes(self) -> np.ndarray:
-        """Integer code of each cell's sample."""
-        return pd.factorize(self.sample)[0]
-
-    def column(self, key: str) -> np.ndarray:
-        """Return a group column by the name that ``split`` uses."""
-        fixed = {"sample": self.sample, "study": self.study, "patient": self.patient}
-        found = fixed.get(key) if fixed.get(key) is not None else self.columns.get(key)
-        assert found is not None, key
-        return found
-
-    def categories(self, by: str | None) -> list[tuple[str, np.ndarray]]:
-        """Return name and labelled rows of each category of a column; cells without a value are in none."""
-        labelled = self.y >= 0
-        if by is None:
-            return [(ALL, np.flatnonzero(labelled))]
-        values = pd.Categorical(self.columns[by]).remove_unused_categories()
-        return [(str(c), np.flatnonzero((values.codes == i) & labelled)) for i, c in enumerate(values.categories)]
-
-
 def make_partition(
-    cells: Cells,
+    cells: Cohort,
     rows: np.ndarray,
     *,
     setting: str,
@@ -153,7 +55,8 @@ def make_partition(
     --------
     >>> import numpy as np
     >>> sample = np.repeat(list("abcd"), 5)
-    >>> cells = Cells(np.repeat([0, 1, 0, 1], 5), sample, np.repeat("s", 20))
+    >>> from scdrugmap._cohort import Cohort
+    >>> cells = Cohort(np.repeat([0, 1, 0, 1], 5), sample, np.repeat("s", 20))
     >>> partition = make_partition(cells, np.arange(20), setting="pooled", split="sample", n_folds=2)
     >>> len(partition.folds), partition.reason
     (2, '')
@@ -183,7 +86,7 @@ def make_partition(
     return _guarded(cells, Partition(**where, folds=folds, reason=reason, notes=notes, rows=rows))
 
 
-def _guarded(cells: Cells, partition: Partition) -> Partition:
+def _guarded(cells: Cohort, partition: Partition) -> Partition:
     """Return the partition, or raise if it tears a sample apart."""
     if partition.split == "cell":
         return partition
@@ -201,7 +104,7 @@ def _guarded(cells: Cells, partition: Partition) -> Partition:
     return partition
 
 
-def data_card(cells: Cells, by: Sequence[str | None]) -> pd.DataFrame:
+def data_card(cells: Cohort, by: Sequence[str | None]) -> pd.DataFrame:
     """Describe each category: cells, samples, studies, class balance, floor.
 
     Returns
@@ -233,7 +136,7 @@ def data_card(cells: Cells, by: Sequence[str | None]) -> pd.DataFrame:
     return pd.DataFrame(records)
 
 
-def study_card(cells: Cells) -> pd.DataFrame:
+def study_card(cells: Cohort) -> pd.DataFrame:
     """Describe each study: cells, samples and class balance."""
     frame = pd.DataFrame({"study": cells.study, "sample": cells.sample, "y": cells.y})
     grouped = frame.groupby("study", sort=True, observed=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from scdrugmap._cohort import Cohort
 from scdrugmap._keys import CLASSES
-from scdrugmap.evaluation.splits.cells import Cells
 
 LEVELS = ("ok", "note", "leak")
 
@@ -59,7 +59,7 @@ class LeakageReport:
 
 
 def find_leaks(
-    cells: Cells, columns: Mapping[str, np.ndarray] | None = None, representations: Sequence[tuple[str, str]] = ()
+    cells: Cohort, columns: Mapping[str, np.ndarray] | None = None, representations: Sequence[tuple[str, str]] = ()
 ) -> LeakageReport:
     """Run every check.
 
@@ -87,12 +87,12 @@ def find_leaks(
 Row = tuple[str, str, str, str]
 
 
-def _labelled(cells: Cells) -> pd.DataFrame:
+def _labelled(cells: Cohort) -> pd.DataFrame:
     frame = pd.DataFrame({"y": cells.y, "sample": cells.sample, "study": cells.study})
     return frame[frame["y"] >= 0]
 
 
-def _samples(cells: Cells) -> Iterator[Row]:
+def _samples(cells: Cohort) -> Iterator[Row]:
     frame = _labelled(cells)
     per = frame.groupby("sample", observed=True)["y"].agg(["min", "max", "size"])
     mixed = int((per["min"] != per["max"]).sum())
@@ -116,7 +116,7 @@ def _samples(cells: Cells) -> Iterator[Row]:
         yield ("samples per class", "ok", text, "")
 
 
-def _studies(cells: Cells) -> Iterator[Row]:
+def _studies(cells: Cohort) -> Iterator[Row]:
     frame = _labelled(cells)
     per = frame.groupby("study", observed=True)["y"].agg(["min", "max"])
     single = int((per["min"] == per["max"]).sum())
@@ -144,7 +144,7 @@ def _studies(cells: Cells) -> Iterator[Row]:
         yield ("sample names", "note", text, "they count as different samples; merge the studies if they are the same")
 
 
-def _copies(cells: Cells) -> Iterator[Row]:
+def _copies(cells: Cohort) -> Iterator[Row]:
     if cells.duplicates is None:
         yield ("copied cells", "note", "not looked for", "pass counts")
         return
@@ -167,7 +167,7 @@ def _copies(cells: Cells) -> Iterator[Row]:
     )
 
 
-def _columns(cells: Cells, columns: Mapping[str, np.ndarray]) -> Iterator[Row]:
+def _columns(cells: Cohort, columns: Mapping[str, np.ndarray]) -> Iterator[Row]:
     known = cells.y >= 0
     y = cells.y[known]
     if len(np.unique(y)) < 2:
