@@ -82,7 +82,7 @@ def test_blocks_of_heads_change_nothing(monkeypatch):
     X, y, _ = cells()
     folds = [np.arange(k) for k in (200, 300, 250)]
     together = fit_heads(X, y, folds, hidden=(8,), epochs=2)
-    monkeypatch.setattr("scdrugmap.heads.engine.CPU_BLOCK_BYTES", 1)
+    monkeypatch.setattr("scdrugmap.heads.training.CPU_BLOCK_BYTES", 1)
     apart = fit_heads(X, y, folds, hidden=(8,), epochs=2)
     for a, b in zip(together, apart, strict=True):
         np.testing.assert_allclose(a.predict_proba(X), b.predict_proba(X), atol=1e-5)
@@ -110,12 +110,12 @@ def test_cells_of_weight_zero_leave_no_trace():
 
 
 def test_early_stopping_keeps_groups_whole_and_the_best_epoch(monkeypatch):
-    from scdrugmap.heads import engine as _engine
+    from scdrugmap.heads import tasks
 
     X, y, groups = cells()
     seen = []
-    original = _engine.train_heads
-    monkeypatch.setattr(_engine, "train_heads", lambda *a: seen.extend(a[2]) or original(*a))
+    original = tasks.train_heads
+    monkeypatch.setattr(tasks, "train_heads", lambda *a: seen.extend(a[2]) or original(*a))
     head = MLPHead((64, 64), lr=1e-2, epochs=60, early_stopping=True, patience=4, random_state=0)
     head.fit(X, y, groups=groups)
     fit, held = set(groups[seen[0].rows]), set(groups[seen[0].val_rows])
