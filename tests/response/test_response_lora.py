@@ -248,9 +248,9 @@ def test_validation_keeps_samples_whole(monkeypatch):
     seen = {}
     original = lora_training.Trainer.__init__
 
-    def spy(self, module, collate, costs, y, weight, pools, held_out, *rest):
-        seen.update(fit=np.concatenate(pools), held=np.concatenate(held_out))
-        original(self, module, collate, costs, y, weight, pools, held_out, *rest)
+    def spy(self, module, cells, *rest):
+        seen.update(fit=np.concatenate(cells.pools), held=np.concatenate(cells.held_out))
+        original(self, module, cells, *rest)
 
     monkeypatch.setattr(lora_training.Trainer, "__init__", spy)
     adata = cells(n_samples=20)
