@@ -129,6 +129,21 @@ def test_early_stopping_keeps_groups_whole_and_the_best_epoch(monkeypatch):
     assert loss == pytest.approx(min(head.validation_curve_), abs=1e-4)
 
 
+@pytest.mark.parametrize("patience", [2, 100])
+def test_the_best_epoch_is_kept_whether_training_stops_or_runs_out(patience):
+    """On labels without meaning the validation loss soon rises, so that the last epoch is not the best."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(200, 6)).astype(np.float32), rng.integers(0, 2, 200)
+    params = {"hidden": (64,), "lr": 3e-2, "early_stopping": True, "patience": patience}
+    head = MLPHead(epochs=25, random_state=0, **params).fit(X, y)
+    best = int(np.argmin(head.validation_curve_)) + 1
+    assert head.n_iter_ == best and head.validation_curve_[-1] > head.validation_curve_[best - 1] + 0.01
+    assert len(head.validation_curve_) == (best + 2 if patience == 2 else 25)
+    # the same training that ends at that epoch, of which the best is then the last
+    short = MLPHead(epochs=best, random_state=0, **params).fit(X, y)
+    np.testing.assert_allclose(head.predict_proba(X), short.predict_proba(X), atol=1e-6)
+
+
 def test_state_round_trip_is_exact():
     X, y, _ = cells()
     head = MLPHead((16, 8), standardize=True, random_state=0).fit(X, y)
