@@ -100,8 +100,10 @@ def few_shot_curve(
     >>> table["n_shots"].unique().tolist()
     [0, 2]
     """
-    from scdrugmap._cohort import both_classes, encode
+    from scdrugmap._cohort import both_classes, read_cohort
     from scdrugmap._random import seed_of
+    from scdrugmap.heads.fit import fit_folds
+    from scdrugmap.heads.make import make_head
     from scdrugmap.predictor.few_shot import shot_order
     from scdrugmap.predictor.representation import Engine
 
@@ -112,12 +114,13 @@ def few_shot_curve(
     if not isinstance(shots, Sequence | np.ndarray) or not len(shots) or min(shots) < 0 or n_repeats < 1:
         raise InputError("shots", shots, "numbers of 0 or more, and a repeat", "pass shots=(0, 1, 2, 4).")
     seed = seed_of(rng)
-    y = encode(_anndata.obs_column(main, label_key, "label_key"))
+    need = ("study", "sample") if unit == "sample" else ("study",)
+    cohort = read_cohort(
+        main, label_key=label_key, study_key=study_key, sample_key=sample_key, patient_key=None, need=need
+    )
+    y, study = cohort.y, cohort.study
     both_classes(y)
-    study = _anndata.obs_column(main, study_key, "study_key").astype(str).to_numpy()
-    samples = None
-    if unit == "sample" or sample_key in main.obs:
-        samples = _anndata.obs_column(main, sample_key, "sample_key").astype(str).to_numpy()
+    samples = cohort.sample if unit == "sample" or sample_key in main.obs else None
     at_target = (study == str(target)) & (y >= 0)
     source = np.flatnonzero((study != str(target)) & (y >= 0))
     if not at_target.any():
@@ -143,7 +146,8 @@ def few_shot_curve(
             weight[drawn] = shot_weight * len(source) / len(drawn)
         trains.append(rows[usable[rows]])
         weights.append(weight)
-    heads = _fit(X, y, trains, weights, head, head_options, seed, None if shot_weight is None else "weighted")
+    made = make_head(head, random_state=seed, **dict(head_options or {}))
+    heads = fit_folds(made, np.nan_to_num(X), y, trains, samples, None if shot_weight is None else weights)
     table = []
     for (n, repeat, drawn, test), rows, fitted in zip(plans, trains, heads, strict=True):
         judged = test[usable[test]]
@@ -197,36 +201,6 @@ def _features(
     if isinstance(representation, FittedRepresentation):
         return _Refit(main, representation, samples, engine)(fit_rows)
     return representation.features(main, mod, engine)
-
-
-def _fit(
-    X: np.ndarray,
-    y: np.ndarray,
-    trains: list[np.ndarray],
-    weights: list[np.ndarray],
-    head: Any,
-    head_options: Mapping[str, Any] | None,
-    seed: int,
-    weighted: str | None,
-) -> list[Any]:
-    """Train one head per plan; perceptrons without weights of their own train side by side."""
-    from sklearn.base import clone
-    from sklearn.pipeline import Pipeline
-
-    from scdrugmap.heads.batched import fit_heads
-    from scdrugmap.heads.make import make_head
-    from scdrugmap.heads.mlp import MLPHead
-
-    made = make_head(head, random_state=seed, **dict(head_options or {}))
-    if isinstance(made, MLPHead) and weighted is None:
-        params = {k: v for k, v in made.get_params().items() if k != "random_state"}
-        return fit_heads(np.nan_to_num(X), y, trains, seeds=seed, **params)
-    out = []
-    for rows, weight in zip(trains, weights, strict=True):
-        model = clone(made)
-        key = f"{model.steps[-1][0]}__sample_weight" if isinstance(model, Pipeline) else "sample_weight"
-        out.append(model.fit(X[rows], y[rows], **({} if weighted is None else {key: weight[rows]})))
-    return out
 
 
 def _scores(head: Any, X: np.ndarray, y: np.ndarray) -> dict[str, float]:
