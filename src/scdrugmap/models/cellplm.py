@@ -159,6 +159,11 @@ class CellPLM(GroupModel):
         return self.network.latent.mean.out_features
 
     @property
+    def embeds_empty_cells(self) -> bool:
+        """Where an option asks for it."""
+        return self.options.empty_cells == "keep"
+
+    @property
     def vocabulary(self) -> Mapping[str, int]:
         """Ensembl id to row of the gene table."""
         return self._vocabulary

@@ -150,6 +150,11 @@ class Llama(NetworkModel):
         return self.network.decoder.config.hidden_size
 
     @property
+    def embeds_empty_cells(self) -> bool:
+        """Where an option asks for it."""
+        return self.options.empty == "bos"
+
+    @property
     def vocabulary(self) -> Mapping[str, int]:
         """Empty: symbols are text, nothing is out of vocabulary."""
         return {}

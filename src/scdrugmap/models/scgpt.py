@@ -128,6 +128,11 @@ class ScGPT(NetworkModel):
         return self.network.gene.embedding_dim
 
     @property
+    def embeds_empty_cells(self) -> bool:
+        """Where an option asks for it."""
+        return self.options.empty == "cls"
+
+    @property
     def vocabulary(self) -> Mapping[str, int]:
         """Gene symbol to id, from ``vocab.json``."""
         return self._vocabulary
