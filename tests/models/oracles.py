@@ -123,13 +123,16 @@ def uce(c: Checkpoint, X: np.ndarray, symbols: list[str], options: Mapping[str, 
     names = [s.upper() for s in symbols]
     merged = [expressed(row, names, set(names)) for row in X]
     if options.get("dataset_filter"):
-        often = {g for g in set(names) if sum(g in own for own in merged) >= 10}
+        found_in = {g: sum(g in own for own in merged) for g in set(names)}
+        often, in_cells = {g for g, n in found_in.items() if n >= 10}, set(found_in.values())
         merged = [{g: n for g, n in own.items() if g in often} for own in merged]
+        assert {9, 10} <= in_cells and {24, 25} <= {len(own) for own in merged}, "both thresholds must be met"
         merged = [own if len(own) >= 25 else {} for own in merged]
     merged = [{g: n for g, n in own.items() if g in c.facts["place"]} for own in merged]
     sentences = [uce_sentence(c, own, options["sample_size"], stream) if own else None for own in merged]
     kept = [s for s in sentences if s is not None]
     size = options.get("official_batch", 25) if options.get("padding") == "official" else 1
+    assert len({*map(len, kept)}) > 1, "sentences of one length would need no pads"
     outputs: list[Tensor] = []
     cells: list[Cell] = []
     for start in range(0, len(kept), size):
