@@ -25,7 +25,7 @@ RETIRED, RENAMED = "RETIRED1", VOCABULARY[1]
 ENSEMBL = {s: f"ENSG{i:011d}" for i, s in enumerate([*VOCABULARY, *NOVEL, RETIRED], 1)}
 EMPTY, UNKNOWN = 3, 5
 #: Seed of the copies: some gene is in exactly 9 of 28 cells, some in 10, and cells have 24 and 25 such genes.
-COPIES = 138
+COPIES = 2549
 
 
 def cells(times: int = 1) -> tuple[np.ndarray, list[str]]:
@@ -44,7 +44,7 @@ def cells(times: int = 1) -> tuple[np.ndarray, list[str]]:
     counts[EMPTY] = 0
     counts[UNKNOWN] = np.where(np.isin(symbols, NOVEL), 1 + counts[UNKNOWN], 0)
     counts = np.tile(counts, (times, 1)).astype(float)
-    counts[7:] *= np.random.default_rng(COPIES).random(counts[7:].shape) > 0.25
+    counts[7:] *= np.random.default_rng(COPIES).random(counts[7:].shape) > 0.08
     return counts, symbols
 
 
@@ -76,11 +76,15 @@ def drawn(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
 
 
 def shake(module: nn.Module, seed: int) -> None:
-    """Give a library's module random parameters like those of :func:`drawn`; its own are too small to show errors."""
+    """Give a library's module random parameters like those of :func:`drawn`; its own are too small to show errors.
+
+    Embeddings stay small, so that the constant under the root of the norms shows.
+    """
     with torch.no_grad():
         values = drawn({n: tuple(p.shape) for n, p in module.named_parameters()}, seed)
         for name, parameter in module.named_parameters():
-            parameter.copy_(values[name])
+            table = parameter.ndim == 2 and ("emb" in name or name.startswith("transformer.w"))
+            parameter.copy_(values[name] * (0.02 if table else 1.0))
 
 
 def encoder_layer(prefix: str, dim: int, hidden: int, qkv: str = "self_attn.in_proj_") -> dict[str, tuple[int, ...]]:
@@ -111,6 +115,7 @@ def scgpt(folder: Path, layout: str = "self_attn.Wqkv.") -> Checkpoint:
         shapes |= encoder_layer(f"transformer_encoder.layers.{i}.", dim, hidden, layout)
     heads_only = affine("decoder.fc.0", dim, dim) | affine("cls_decoder.out_layer", 2, dim)
     tensors = drawn(shapes | heads_only | {"mvc_decoder.W.weight": (dim, dim), "flag_encoder.weight": (2, dim)}, 2)
+    tensors["encoder.embedding.weight"] *= 0.02
     args = {"embsize": dim, "nheads": heads, "d_hid": hidden, "nlayers": layers, "n_layers_cls": 3, "dropout": 0.2}
     args |= {"pad_token": "<pad>", "pad_value": -2, "n_bins": 51}
     (folder / "args.json").write_text(json.dumps(args))
