@@ -469,7 +469,7 @@ class Latent(nn.Module):
     def component(self, x: Tensor, draws: Tensor | None = None) -> Tensor:
         """Return the component of each cell as indicators, ``(n, clusters)``."""
         assert self.cluster is not None
-        scores = self.cluster(x).float()
+        scores = self.cluster(x).float()  # (cells, clusters)
         if draws is not None:
             # The maximum after adding Gumbel noise is a draw from the softmax; the small terms keep both logarithms finite.
             scores = scores - torch.log(-torch.log(draws + 1e-20) + 1e-20)
