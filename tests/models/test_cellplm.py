@@ -130,7 +130,7 @@ def test_recorded_states(recorded):
         found["layer0_conserved_sink"], found["layer0_conserved_source"] = sink, source
         found["layer0_sink_allocation"] = torch.sigmoid(sink)
         found["layer0_source_competition"] = source.clamp(-1, 1).exp() / flow.weight
-        found["layer0_attn"] = attention.read(part.q, flow)
+        found["layer0_attn"] = attention.attend(part.q, flow)
         for i, block in enumerate(network.blocks):
             x = found[f"layer{i}_out"] = block(x)
         x = found["pre_latent"] = network.latent_norm(x)

@@ -133,7 +133,7 @@ def test_states_are_the_official_ones(shared, recorded, cells, cell):
         for i, block in enumerate(loaded.network.blocks):
             attended = block.attention(block.norm1(x))
             compare(attended, f"attn{i}_out")
-            y = block.feed(x + attended)
+            y = block.feed_forward(x + attended)
             compare(y - (x + attended), f"ff{i}_out")
             x = block(x)
             torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
