@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
+
+from scdrugmap._files import write_text
 
 
 class ResponseCache:
@@ -47,14 +47,5 @@ class ResponseCache:
     def put(self, key: str, entry: dict[str, Any]) -> None:
         """Keep an answer; a kill leaves the old file or the new one."""
         path = self.path(key)
-        if path is None:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(entry, file, ensure_ascii=False)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        if path is not None:
+            write_text(path, json.dumps(entry, ensure_ascii=False))
