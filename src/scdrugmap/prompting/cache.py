@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +51,32 @@ class ResponseCache:
         path = self.path(key)
         if path is not None:
             write_text(path, json.dumps(entry, ensure_ascii=False))
+
+
+def folder() -> Path:
+    """Return the folder of the answers, from ``settings.cache_dir``."""
+    from scdrugmap.settings import settings
+
+    return Path(settings.cache_dir).expanduser() / "prompting"
+
+
+def clear(*, older_than: float | None = None) -> int:
+    """Delete answers; asking again may cost money.
+
+    Parameters
+    ----------
+    older_than
+        Only answers that came more than this many days ago.
+
+    Returns
+    -------
+    Number of bytes that were freed.
+    """
+    before = math.inf if older_than is None else time.time() - older_than * 86400
+    freed = 0
+    for file in folder().glob("??/*.json"):
+        about = file.stat()
+        if about.st_mtime < before:
+            file.unlink()
+            freed += about.st_size
+    return freed
