@@ -40,8 +40,9 @@ def option(default: Any, group: Group, description: str, **extra: Any) -> Any:
         ``former`` (its name in earlier versions), ``reads`` (``"cells"``: the tool gets the content of the file), and
         limits of :func:`pydantic.Field`.
     """
-    kept = {k: extra.pop(k) for k in ("flag", "argument", "former", "reads") if k in extra}
-    return Field(default, description=description, json_schema_extra={"group": group, **kept}, **extra)
+    kept: dict[str, Any] = {k: extra.pop(k) for k in ("flag", "argument", "former", "reads") if k in extra}
+    kept["group"] = group
+    return Field(default, description=description, json_schema_extra=kept, **extra)
 
 
 class RunSpec(BaseModel):

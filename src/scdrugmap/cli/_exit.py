@@ -45,7 +45,7 @@ def code_of(error: BaseException) -> int:
 class Commands(TyperGroup):
     """The commands; an error of the user's making ends with its code and one sentence."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run a command."""
         try:
             return super().invoke(ctx)

@@ -44,7 +44,7 @@ def command(spec: type[RunSpec], run: Callable[[RunSpec, bool], None], example: 
 
     parameters = [_parameter("input", Path, typer.Argument(help=_help(spec, "input"), show_default=False))]
     groups = ("data", "model", "evaluation", "machine", "output")
-    for name in sorted(fields, key=lambda n: groups.index(extra_of(fields[n])["group"])):
+    for name in sorted(fields, key=lambda n: (groups.index(extra_of(fields[n])["group"]), n == "options")):
         parameters.append(_parameter(name, takers[name][0], _option(spec, name)))
     for old, name in former.items():
         parameters.append(_parameter(old, takers[name][0], typer.Option(None, f"--{old}", hidden=True)))
