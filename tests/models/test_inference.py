@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from scdrugmap._errors import InputError
+from scdrugmap.embedding import cache
 from scdrugmap.embedding.runner import embed_counts
 from scdrugmap.embedding.source import CountSource
 from scdrugmap.models.base import bucket
@@ -249,6 +250,7 @@ def test_cache_serves_a_repeated_call_and_nothing_else(cells, tmp_path, monkeypa
     model = TGPT.random(genes)
     first = embed_counts(model, CountSource(X), genes, device="cpu", cache=tmp_path)
     assert first.work.n_cached == 0
+    assert cache.listing(tmp_path)[["model", "cells"]].to_numpy().tolist() == [[model.card.name, X.shape[0]]]
     again = embed_counts(model, CountSource(X), genes, device="cpu", block_size=7, cache=tmp_path)
     assert again.work.n_cached == X.shape[0]
     np.testing.assert_array_equal(again.values, first.values)

@@ -180,7 +180,7 @@ def embed_counts(
     work.token_budget = work.token_budget or runner.budget
     if key:
         assert cache is not None
-        finished.save(cache, key, values)
+        finished.save(cache, key, values, model=model.card.name)
     return Embedding(values, usable, alignment, str(torch_device), arithmetic, work)
 
 
