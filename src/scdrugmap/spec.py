@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from scdrugmap._errors import InputError
+from scdrugmap._errors import InputError, ScDrugMapWarning
 
 Label = str | int | float
 
@@ -56,11 +57,22 @@ class EmbedSpec(RunSpec):
     model: list[str] = Field(min_length=1)
     checkpoint: Path | None = None
     key_added: str | None = None
-    groups: str | None = None
+    context: str | None = Field(None, description="Column of obs for models whose cells see each other.")
     batch_size: int | None = Field(None, gt=0)
     precision: Literal["auto", "float32", "bfloat16", "float16"] | None = None
     store: Path | None = None
     options: dict[str, Any] = Field(default_factory=dict, description="Options of the model.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _groups_is_context(cls, values: Any) -> Any:
+        """Accept the old name of ``context``."""
+        if not isinstance(values, dict) or "groups" not in values:
+            return values
+        warnings.warn("groups of an embedding is called context now", ScDrugMapWarning, stacklevel=2)
+        values = dict(values)
+        old = values.pop("groups")
+        return {"context": old} | values
 
 
 class TrainSpec(RunSpec):

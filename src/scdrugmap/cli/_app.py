@@ -81,7 +81,8 @@ def embed(
     model: Annotated[list[str] | None, typer.Option("--model", "-m", help="Model; may be repeated.")] = None,
     checkpoint: Checkpoint = None,
     key_added: Annotated[str | None, typer.Option(help="Name instead of the model's key.")] = None,
-    groups: Annotated[str | None, typer.Option(help="Column of obs for models whose cells see each other.")] = None,
+    context: Annotated[str | None, typer.Option(help="Column of obs for models whose cells see each other.")] = None,
+    groups: Annotated[str | None, typer.Option(help="Old name of --context.", hidden=True)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Most cells in one forward pass.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
     store: Annotated[Path | None, typer.Option(help="Folder from which a killed run resumes.")] = None,
@@ -99,7 +100,7 @@ def embed(
     run_embed(
         EmbedSpec.build(
             spec, input=input, output=output, model=model or None, checkpoint=checkpoint, key_added=key_added,
-            groups=groups, batch_size=batch_size, precision=precision, store=store, layer=layer, mod=mod,
+            context=context, groups=groups, batch_size=batch_size, precision=precision, store=store, layer=layer, mod=mod,
             device=device, seed=seed, options=_options(set_),
         )
     )  # fmt: skip

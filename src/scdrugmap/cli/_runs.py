@@ -27,7 +27,7 @@ def run_embed(spec: EmbedSpec) -> None:
     call(
         sd.tl.embed, spec.options, cells, spec.model if len(spec.model) > 1 else spec.model[0], checkpoint=spec.checkpoint, layer=spec.layer,
         key_added=spec.key_added, batch_size=spec.batch_size, device=spec.device, precision=spec.precision,
-        groups=spec.groups, rng=spec.seed, store=spec.store, mod=spec.mod,
+        context=spec.context, rng=spec.seed, store=spec.store, mod=spec.mod,
     )  # fmt: skip
     _write(cells, spec)
     slots = spec.key_added or ", ".join(f"X_{sd.models.info(m).key}" for m in spec.model)

@@ -13,11 +13,11 @@ import pandas as pd
 
 from scdrugmap import __version__, _anndata
 from scdrugmap._cohort import call
+from scdrugmap._device import Engine
 from scdrugmap._errors import CheckpointError, InputError, InputTypeError, ScDrugMapError
 from scdrugmap._keys import CLASSES
 from scdrugmap.heads.crossfit import margins
 from scdrugmap.predictor.representation import (
-    Engine,
     FittedRepresentation,
     NetworkRepresentation,
     ObsmRepresentation,
@@ -109,7 +109,8 @@ class ResponsePredictor:
         Array (cells, d) float32; a row of NaN for a cell that cannot be embedded.
         """
         _anndata.refuse_empty(_anndata.resolve(adata, mod=mod))
-        return self.representation.features(adata, mod, Engine(batch_size, device, precision, progress, layer))
+        engine = Engine(device, precision, batch_size, progress)
+        return self.representation.features(adata, mod, engine, layer=layer)
 
     def predict_features(
         self, X: np.ndarray, *, category: np.ndarray | None = None, coverage: float | None = None
