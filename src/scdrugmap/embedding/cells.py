@@ -56,7 +56,9 @@ class Cells:
         if len(rows) == self.X.shape[0] and (rows == np.arange(len(rows))).all():
             return self
         source = self.source
-        parts: dict[str, Any] = {n: None if getattr(self, n) is None else getattr(self, n)[rows] for n in ("context", "batch")}
+        parts: dict[str, Any] = {
+            n: None if getattr(self, n) is None else getattr(self, n)[rows] for n in ("context", "batch")
+        }
         X = source.X[rows] if source.is_dask else source[rows]
         return replace(self, X=X, lying=None, content="", **parts)
 

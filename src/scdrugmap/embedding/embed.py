@@ -187,7 +187,7 @@ def embed_counts(
         known = finished.load(cached, key)
     if known is not None:
         run.work.n_cells = run.work.n_cached = len(known)
-        return _embedding(run, known, ~np.isnan(known).all(axis=1), key)
+        return _embedding(run, known, _usable(known), key)
     values, usable = _computed(run, context, engine)
     if cached is not None:
         finished.save(cached, key, values)
@@ -235,18 +235,23 @@ def _computed(run: Run, context: np.ndarray | None, engine: Engine) -> tuple[Any
         if isinstance(run.model, GroupModel):
             for rows, embedded in run.grouped(context):
                 values[rows] = embedded
-                usable[rows] = ~np.isnan(embedded).all(axis=1)
+                usable[rows] = _usable(embedded)
                 bar.update(len(embedded))
         else:
             for first, size, part in run.blocks(store):
                 if part is not None and store is None:
                     values[first : first + size] = part
-                usable[first : first + size] = ~np.isnan(values[first : first + size]).all(axis=1)
+                usable[first : first + size] = _usable(values[first : first + size])
                 bar.update(size)
     work = run.work
     work.seconds, work.n_cells, work.n_empty = time.perf_counter() - start, n, int((~usable).sum())
     work.token_budget = work.token_budget or run.budget
     return values, usable
+
+
+def _usable(values: np.ndarray) -> np.ndarray:
+    """Which rows hold an embedding."""
+    return np.asarray(~np.isnan(values).all(axis=1))
 
 
 def _embedding(run: Run, values: Any, usable: np.ndarray, key: str) -> Embedding:
@@ -266,14 +271,14 @@ def _part_of_lying(
         return None
     values = np.asarray(cells.lying[rows])
     run.work.n_cells = run.work.n_cached = len(values)
-    return _embedding(run, values, ~np.isnan(values).all(axis=1), cells.content)
+    return _embedding(run, values, _usable(values), cells.content)
 
 
 def _transformed(model: FittedModel, cells: Cells) -> Embedding:
     """Project cells on what was fitted."""
     parts = [model.transform(X, cells.genes) for _, X in cells.source.blocks(BLOCK)]
     values = np.concatenate(parts).astype(np.float32)
-    return Embedding(values, ~np.isnan(values).all(axis=1))
+    return Embedding(values, _usable(values))
 
 
 def _warn_about(found: Embedding, model: NetworkModel) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,6 +18,7 @@ from scdrugmap._device import Engine
 from scdrugmap._errors import CheckpointError, InputError, InputTypeError, ScDrugMapError
 from scdrugmap._keys import CLASSES
 from scdrugmap.heads.crossfit import margins
+from scdrugmap.heads.mlp import MLPHead
 from scdrugmap.predictor.representation import (
     FittedRepresentation,
     NetworkRepresentation,
@@ -203,7 +205,8 @@ class ResponsePredictor:
         X = self.features(
             adata, mod=mod, layer=layer, batch_size=batch_size, device=device, precision=precision, progress=progress
         )
-        out = self.predict_features(X, category=category, coverage=coverage)
+        placed = replace(self, head=head_on(self.head, device))
+        out = placed.predict_features(X, category=category, coverage=coverage)
         out.index = _anndata.resolve(adata, mod=mod).obs_names.copy()
         return out
 
@@ -348,6 +351,13 @@ class ResponsePredictor:
             return None
         column = _anndata.obs_column(adata, self.conformal_by or "", "conformal_by")
         return column.astype(str).to_numpy()
+
+
+def head_on(head: Any, device: str | None) -> Any:
+    """Return a perceptron that computes on ``device``; the one that was passed stays, and so does any other head."""
+    if device is None or not isinstance(head, MLPHead):
+        return head
+    return copy.copy(head).set_params(device=device)
 
 
 def load_predictor(path: str | Path, *, checkpoint: str | Path | None = None, model: Any = None) -> ResponsePredictor:

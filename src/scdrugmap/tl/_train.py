@@ -138,7 +138,7 @@ def train(
     from scdrugmap.heads.make import make_head
     from scdrugmap.predictor.adapted import fit_adapted
     from scdrugmap.predictor.fitting import Plan, fit_frozen
-    from scdrugmap.predictor.predictor import ResponsePredictor
+    from scdrugmap.predictor.predictor import ResponsePredictor, head_on
     from scdrugmap.predictor.training import Trust
 
     main = _anndata.resolve(adata, mod=mod)
@@ -154,8 +154,10 @@ def train(
     both_classes(cohort.y)
     trust = Trust(calibrate, (0.9 if conformal is True else float(conformal)) if conformal else None, ood, n_folds)
     _check_groups(cohort.take(cohort.labelled), trust, engine.seed)
+    made = make_head(head, random_state=engine.seed, **dict(head_options or {}))
+    made = made if getattr(made, "device", None) else head_on(made, device)
     plan = Plan(
-        make_head(head, random_state=engine.seed, **dict(head_options or {})), trust, engine, model, use_rep, checkpoint,
+        made, trust, engine, model, use_rep, checkpoint,
         model_options, layer, context, mod, conformal_by, lora_options,
     )  # fmt: skip
     fitted = fit_adapted(main, cohort, plan) if strategy == "lora" else fit_frozen(adata, cohort, plan)
