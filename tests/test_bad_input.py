@@ -362,7 +362,7 @@ ABSENT: dict[str, tuple[Call, str]] = {
     "pp.concat_studies layer": (lambda a, w: sd.pp.concat_studies({"A": a}, layer="absent"), "layer"),
     "pp.harmonize_response column": (lambda a, w: sd.pp.harmonize_response(a, "absent"), "column"),
     "tl.embed layer": (lambda a, w: sd.tl.embed(a, "pca", layer="absent"), "layer"),
-    "tl.embed groups": (lambda a, w: sd.tl.embed(a, "scvi", groups="absent"), "groups"),
+    "tl.embed context": (lambda a, w: sd.tl.embed(a, "scvi", context="absent"), "context"),
     "tl.train layer": (lambda a, w: sd.tl.train(a, "pca", layer="absent"), "layer"),
     "tl.train label_key": (lambda a, w: sd.tl.train(a, "pca", label_key="absent"), "label_key"),
     "tl.train groups": (lambda a, w: sd.tl.train(a, "pca", groups="absent"), "groups"),

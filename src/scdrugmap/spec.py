@@ -159,7 +159,7 @@ class EmbedSpec(RunSpec):
     key_added: str | None = option(None, "output", "Name instead of the model's key.")
     context: str | None = option(
         None, "data", "Column of obs for models whose cells see each other: cells with one value form one group.",
-        argument=["context", "groups"], former="groups",
+        former="groups",
     )  # fmt: skip
     batch_size: int | None = option(None, "machine", "Most cells in one forward pass.", gt=0)
     precision: Precision | None = option(None, "machine", "auto, float32, bfloat16 or float16.")

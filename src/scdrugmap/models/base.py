@@ -197,6 +197,9 @@ class GroupModel(NetworkModel):
 class FittedModel(Model):
     """A representation that is learnt from training cells."""
 
+    #: Whether :meth:`fit` looks at ``batch``.
+    uses_batch: ClassVar[bool] = False
+
     @abstractmethod
     def fit(self, X: sparse.csr_matrix, genes: Genes, *, batch: np.ndarray | None = None) -> Self:
         """Learn from training cells only; ``X`` holds raw counts."""

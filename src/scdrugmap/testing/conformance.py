@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from scdrugmap._device import Engine
 from scdrugmap._errors import InputError
-from scdrugmap.embedding.runner import embed_counts
+from scdrugmap.embedding.embed import embed_counts
 from scdrugmap.embedding.source import CountSource
 from scdrugmap.genes.identifiers import Genes
 from scdrugmap.models.base import FittedModel, GroupModel, Model, NetworkModel
@@ -116,15 +117,15 @@ def checks(model: Model | type[Model]) -> list[Check]:
     return [*common, *network, independent_of_batch, independent_of_neighbours]
 
 
-def embed(model: Model, X: Any, genes: Genes, **options: Any) -> np.ndarray:
+def embed(
+    model: Model, X: Any, genes: Genes, *, batch_size: int | None = None, store: Path | None = None, **options: Any
+) -> np.ndarray:
     """Embed with whatever kind of model it is."""
     if isinstance(model, FittedModel):
         return model.transform(sparse.csr_matrix(X), genes)
     assert isinstance(model, NetworkModel)
-    result = embed_counts(
-        model, CountSource(X), genes, device="cpu", precision="float32", show_progress=False, **options
-    )
-    return np.asarray(result.values[:])
+    engine = Engine("cpu", "float32", batch_size, progress=False, store=store)
+    return np.asarray(embed_counts(model, CountSource(X), genes, engine, **options).values[:])
 
 
 def assert_close(found: np.ndarray, expected: np.ndarray, rule: str) -> None:
@@ -174,7 +175,7 @@ def independent_of_neighbours(model: Model, X: sparse.csr_matrix, genes: Genes) 
 def independent_of_other_groups(model: Model, X: sparse.csr_matrix, genes: Genes) -> None:
     """Only the cells of its own group change a cell's embedding."""
     groups = np.arange(X.shape[0]) % 2
-    both = embed(model, X, genes, groups=groups)
+    both = embed(model, X, genes, context=groups)
     assert_close(embed(model, X[groups == 1], genes), both[groups == 1], "other groups")
 
 

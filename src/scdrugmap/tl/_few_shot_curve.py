@@ -101,11 +101,11 @@ def few_shot_curve(
     [0, 2]
     """
     from scdrugmap._cohort import both_classes, read_cohort
+    from scdrugmap._device import Engine
     from scdrugmap._random import seed_of
     from scdrugmap.heads.fit import fit_folds
     from scdrugmap.heads.make import make_head
     from scdrugmap.predictor.few_shot import shot_order
-    from scdrugmap.predictor.representation import Engine
 
     main = _anndata.resolve(adata, mod=mod)
     _anndata.refuse_empty(main)
@@ -132,10 +132,10 @@ def few_shot_curve(
     for repeat in range(n_repeats):
         order = shot_order(np.where(at_target, y, -1), samples, unit, np.random.default_rng([seed, repeat]))
         plans += _plan(order, sorted(set(shots)), repeat, at_target, unit)
-    engine = Engine(batch_size, device, precision, progress)
+    engine = Engine(device, precision, batch_size, progress, seed=seed)
     fit_rows = source if len(source) else np.flatnonzero(at_target)
     X = _features(
-        adata, main, model, use_rep, fit_rows, seed, engine, mod, checkpoint, layer, context, model_options, samples
+        adata, main, model, use_rep, fit_rows, engine, mod, checkpoint, layer, context, model_options, sample_key
     )
     usable = ~np.isnan(X).any(axis=1)
     trains, weights = [], []
@@ -182,24 +182,25 @@ def _features(
     model: Any,
     use_rep: Any,
     fit_rows: np.ndarray,
-    seed: int,
     engine: Any,
     mod: str,
     checkpoint: Any,
     layer: str | None,
     context: str | None,
     options: dict[str, Any],
-    samples: np.ndarray | None,
+    sample_key: str,
 ) -> np.ndarray:
     """Features of all cells; a baseline is fitted on ``fit_rows``."""
-    from scdrugmap.predictor.representation import FittedRepresentation, ObsmRepresentation
-    from scdrugmap.tl._train import _Refit, open_model
+    from scdrugmap.predictor.fitting import Refit
+    from scdrugmap.predictor.representation import FittedRepresentation, ObsmRepresentation, open_representation
 
     if use_rep is not None:
         return ObsmRepresentation.open(data, use_rep, mod).features(data, mod, engine)
-    representation = open_model(main, model, seed, checkpoint, layer, context, options)
+    representation = open_representation(
+        main, model, engine, checkpoint=checkpoint, layer=layer, context=context, options=options
+    )
     if isinstance(representation, FittedRepresentation):
-        return _Refit(main, representation, samples, engine)(fit_rows)
+        return Refit(main, representation, context=context, sample_key=sample_key)(fit_rows)
     return representation.features(main, mod, engine)
 
 
