@@ -14,8 +14,8 @@ import scdrugmap as sd
 from scdrugmap._errors import InputError, UnknownNameError
 from scdrugmap._keys import SAME_SAMPLE
 from scdrugmap._metrics import METRICS, Sums
-from scdrugmap.evaluation.result.result import BenchmarkResult
 from scdrugmap.evaluation.result import result as module
+from scdrugmap.evaluation.result.result import BenchmarkResult
 from scdrugmap.evaluation.result.statistics import bootstrap_weights, corrected_t, permutation_pvalue
 from scdrugmap.evaluation.result.summary import summarise
 
@@ -281,7 +281,8 @@ def test_permutation_compares_cells_of_one_fold_as_the_auroc_does():
     assert tied == 1
 
 
-def test_permutation_averages_left_out_studies_as_the_summary_does(result, monkeypatch):
+@pytest.mark.parametrize(("setting", "split", "metric"), [("cross", "study", "f1"), ("pooled", "sample", "auroc")])
+def test_permutation_tests_the_value_of_the_summary(result, monkeypatch, setting, split, metric):
     seen = []
     values = Sums.values
 
@@ -290,10 +291,10 @@ def test_permutation_averages_left_out_studies_as_the_summary_does(result, monke
         seen.append(out[0])
         return out
 
-    part = result.select(setting="cross", split="study", model="X_log", category="all")
-    expected = part.summary(metrics="f1", n_resamples=0)["value"].item()
+    part = result.select(setting=setting, split=split, model="X_noise", category="all")
+    expected = part.summary(metrics=metric, n_resamples=0)["value"].item()
     monkeypatch.setattr(Sums, "values", spy)
-    part.permutation_test("f1", n_permutations=20)
+    part.permutation_test(metric, n_permutations=20)
     assert np.mean(seen) == pytest.approx(expected)
 
 
@@ -302,7 +303,9 @@ def test_compare_counts_training_and_test_sets_at_the_level(result, level):
     row = row_of(result.compare("X_log", "X_noise", metrics="accuracy", level=level), metric="accuracy", **WHERE)
     table = result.table[(result.table["metric"] == "accuracy") & (result.table["level"] == level)]
     a, b = (
-        table[(table["model"] == m) & (table["setting"] == "pooled") & (table["split"] == "sample") & (table["by"] == "")]
+        table[
+            (table["model"] == m) & (table["setting"] == "pooled") & (table["split"] == "sample") & (table["by"] == "")
+        ]
         for m in ("X_log", "X_noise")
     )
     sizes = (a["n_train"].mean(), a["n_test"].mean()) if level == "cell" else (18, 6)

@@ -15,7 +15,9 @@ from scdrugmap.evaluation.grid.store import RunStore
 
 
 def grid(adata, **options):
-    return sd.tl.benchmark(adata, models=["X_log"], n_folds=4, head="logistic", baselines=["majority"], rng=0, **options)
+    return sd.tl.benchmark(
+        adata, models=["X_log"], n_folds=4, head="logistic", baselines=["majority"], rng=0, **options
+    )
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError, RuntimeError])
