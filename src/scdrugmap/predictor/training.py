@@ -10,6 +10,7 @@ import numpy as np
 
 from scdrugmap._errors import InputError, UnknownNameError
 from scdrugmap._keys import CLASSES
+from scdrugmap._metrics import evaluate
 from scdrugmap.heads.crossfit import grouped_folds, held_out_margins, margins
 from scdrugmap.heads.fit import fit_with
 from scdrugmap.heads.mlp import MLPHead
@@ -155,7 +156,7 @@ def learn_trust(
     return calibration, conformal, ood
 
 
-def held_out_metrics(margin: np.ndarray, y: np.ndarray) -> dict[str, float]:
+def held_out_metrics(margin: np.ndarray, y: np.ndarray) -> dict[str, Any]:
     """AUROC and F1 of held-out cells.
 
     Parameters
@@ -167,11 +168,11 @@ def held_out_metrics(margin: np.ndarray, y: np.ndarray) -> dict[str, float]:
 
     Returns
     -------
-    ``auroc`` and ``f1`` of the sensitive class.
+    ``auroc`` and ``f1`` of the sensitive class; where one is undefined it is NaN, and ``undefined`` says why.
     """
-    from sklearn.metrics import f1_score, roc_auc_score
-
-    return {"auroc": float(roc_auc_score(y, margin)), "f1": float(f1_score(y, margin > 0, zero_division=0))}
+    found = evaluate(y, margin, margin > 0, ["auroc", "f1"])
+    reasons = "; ".join(f"{name}: {why}" for name, (_, why) in found.items() if why)
+    return {name: value for name, (value, _) in found.items()} | ({"undefined": reasons} if reasons else {})
 
 
 def _held_out(

@@ -82,8 +82,8 @@ def few_shot_curve(
     Returns
     -------
     Tidy table, one row per number of shots, repeat and metric: ``n_shots``, ``unit``, ``repeat``, ``metric`` (``f1``,
-    ``auroc``, ``auprc``, ``balanced_accuracy``; positive class sensitive), ``value``, ``n_train``, ``n_test`` and
-    ``shared_samples`` (share of test cells whose sample also gave shots).
+    ``auroc``, ``auprc``, ``balanced_accuracy``; positive class sensitive), ``value``, ``n_train``, ``n_test``,
+    ``shared_samples`` (share of test cells whose sample also gave shots) and ``reason`` (why a value is undefined).
 
     Raises
     ------
@@ -152,9 +152,9 @@ def few_shot_curve(
     for (n, repeat, drawn, test), rows, fitted in zip(plans, trains, heads, strict=True):
         judged = test[usable[test]]
         shared = 0.0 if samples is None else float(np.isin(samples[judged], samples[drawn]).mean())
-        for metric, value in _scores(fitted, X[judged], y[judged]).items():
-            table.append((n, unit, repeat, metric, value, len(rows), len(judged), shared))
-    columns = ["n_shots", "unit", "repeat", "metric", "value", "n_train", "n_test", "shared_samples"]
+        for metric, (value, reason) in _scores(fitted, X[judged], y[judged]).items():
+            table.append((n, unit, repeat, metric, value, len(rows), len(judged), shared, reason))
+    columns = ["n_shots", "unit", "repeat", "metric", "value", "n_train", "n_test", "shared_samples", "reason"]
     return pd.DataFrame(table, columns=columns)
 
 
@@ -204,17 +204,47 @@ def _features(
     return representation.features(main, mod, engine)
 
 
+<<<<<<< HEAD
 def _scores(head: Any, X: np.ndarray, y: np.ndarray) -> dict[str, float]:
     """Metrics of one head on the test cells; undefined ones are NaN."""
     from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
 
+=======
+def _fit(
+    X: np.ndarray,
+    y: np.ndarray,
+    trains: list[np.ndarray],
+    weights: list[np.ndarray],
+    head: Any,
+    head_options: Mapping[str, Any] | None,
+    seed: int,
+    weighted: str | None,
+) -> list[Any]:
+    """Train one head per plan; perceptrons without weights of their own train side by side."""
+    from sklearn.base import clone
+    from sklearn.pipeline import Pipeline
+
+    from scdrugmap.heads.batched import fit_heads
+    from scdrugmap.heads.make import make_head
+    from scdrugmap.heads.mlp import MLPHead
+
+    made = make_head(head, random_state=seed, **dict(head_options or {}))
+    if isinstance(made, MLPHead) and weighted is None:
+        params = {k: v for k, v in made.get_params().items() if k != "random_state"}
+        return fit_heads(np.nan_to_num(X), y, trains, seeds=seed, **params)
+    out = []
+    for rows, weight in zip(trains, weights, strict=True):
+        model = clone(made)
+        key = f"{model.steps[-1][0]}__sample_weight" if isinstance(model, Pipeline) else "sample_weight"
+        out.append(model.fit(X[rows], y[rows], **({} if weighted is None else {key: weight[rows]})))
+    return out
+
+
+def _scores(head: Any, X: np.ndarray, y: np.ndarray) -> dict[str, tuple[float, str]]:
+    """Value and, where it is undefined, the reason, per metric of one head on the test cells."""
+>>>>>>> eval
     from scdrugmap._cohort import call
+    from scdrugmap._metrics import evaluate
 
     p = head.predict_proba(X)[:, 1]
-    both = len(np.unique(y)) == 2
-    return {
-        "f1": float(f1_score(y, call(p), zero_division=0)),
-        "auroc": float(roc_auc_score(y, p)) if both else float("nan"),
-        "auprc": float(average_precision_score(y, p)) if both else float("nan"),
-        "balanced_accuracy": float(balanced_accuracy_score(y, call(p))) if both else float("nan"),
-    }
+    return evaluate(y, p, call(p), ["f1", "auroc", "auprc", "balanced_accuracy"])

@@ -79,13 +79,20 @@ def read_cells(
 
 
 def find_duplicates(adata: AnnData, study: np.ndarray, layer: str | None = None) -> np.ndarray:
-    """Codes of copied cells by counts, and by ``obs["series"]`` (else study) and ``obs["barcode"]`` where they are."""
+    """Codes of copied cells by counts, and by ``obs["series"]`` (else study) and ``obs["barcode"]`` where they are.
+
+    On the result of :func:`scdrugmap.pp.concat_studies`, cells of several studies are compared on the genes that all have.
+    """
     X = None
     if adata.n_vars and (layer is not None or adata.X is not None):
         X = _anndata.counts(adata, layer)
     barcode = adata.obs["barcode"].to_numpy(dtype=object) if "barcode" in adata.obs else None
     series = adata.obs["series"].to_numpy(dtype=object) if "series" in adata.obs else study
-    return duplicate_groups(X, series=series, barcode=barcode, n=adata.n_obs)
+    common = None
+    if KEYS.concat in adata.uns and "n_studies" in adata.var:
+        n_studies = adata.var["n_studies"].to_numpy()
+        common = n_studies == len(adata.uns[KEYS.concat]["studies"])
+    return duplicate_groups(X, series=series, barcode=barcode, common=common, origin=study, n=adata.n_obs)
 
 
 def read_counts(adata: AnnData, layer: str | None) -> tuple[Counted | None, str]:
