@@ -262,8 +262,8 @@ class BenchmarkSpec(RunSpec):
         None, "evaluation", "With cells divided at random: one division with this share of test cells.", gt=0, lt=1
     )
     metrics: list[str] | None = option(None, "evaluation", "Metric; by default all; repeat it.", flag=["--metric"])
-    levels: list[str] = option(
-        ["cell", "sample"], "evaluation", "cell, sample or patient; repeat it.", flag=["--level"]
+    levels: tuple[str, ...] = option(
+        ("cell", "sample"), "evaluation", "cell, sample or patient; repeat it.", flag=["--level"]
     )
     baselines: list[str] | None = option(
         None, "evaluation", "Baseline; by default all that the data allow; repeat it.", flag=["--baseline"]

@@ -76,7 +76,7 @@ def _help(spec: type[RunSpec], name: str) -> str:
     default = field.default
     if field.is_required() or default is None or isinstance(default, bool | dict):
         return field.description or ""
-    shown = ", ".join(map(str, default)) if isinstance(default, list) else default
+    shown = ", ".join(map(str, default)) if isinstance(default, tuple) else default
     return f"{field.description} Default: {shown}."
 
 
@@ -88,7 +88,7 @@ def _taker(annotation: Any) -> tuple[Any, Callable[[str, Any], Any]]:
     """Type of the flag of a field, and the function that reads what was typed."""
     kinds = kinds_of(annotation)
     origins = [get_origin(kind) or kind for kind in kinds]
-    if list in origins:
+    if list in origins or tuple in origins:
         return list[str], lambda flag, value: value
     if origins == [dict]:
         return list[str], pairs

@@ -58,7 +58,7 @@ def _call(spec: RunSpec, cells: Any, *, quiet: bool) -> tuple[RunSpec, Any]:
     room, name = spec.tool.split(".")
     function = getattr(getattr(sd, room), name)
     if isinstance(spec, BenchmarkSpec):
-        spec = spec.model_copy(update={"store": spec.store or spec.output / "store"})
+        spec = _effective(spec)
     given = spec.arguments(function)
     for field, about in type(spec).model_fields.items():
         if extra_of(about).get("reads") == "cells" and field in given:
@@ -76,6 +76,17 @@ def _call(spec: RunSpec, cells: Any, *, quiet: bool) -> tuple[RunSpec, Any]:
             if type(error) is InputError and error.argument in spec.options:
                 raise SpecError(error.argument, error.found, error.expected, error.fix) from error
             raise
+
+
+def _effective(spec: BenchmarkSpec) -> BenchmarkSpec:
+    """Fill in what a preset and the output decide, so that the record says what ran."""
+    from scdrugmap.tl._benchmark import PRESETS
+
+    fields = type(spec).model_fields
+    changes = PRESETS.get(spec.preset or "", {})
+    left_out = {n: v for n, v in changes.items() if getattr(spec, n) == fields[n].default}
+    store = spec.store or spec.output / "store"
+    return type(spec).model_validate(spec.model_dump() | left_out | {"store": store})
 
 
 @contextlib.contextmanager
