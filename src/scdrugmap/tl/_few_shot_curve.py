@@ -204,45 +204,8 @@ def _features(
     return representation.features(main, mod, engine)
 
 
-<<<<<<< HEAD
-def _scores(head: Any, X: np.ndarray, y: np.ndarray) -> dict[str, float]:
-    """Metrics of one head on the test cells; undefined ones are NaN."""
-    from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
-
-=======
-def _fit(
-    X: np.ndarray,
-    y: np.ndarray,
-    trains: list[np.ndarray],
-    weights: list[np.ndarray],
-    head: Any,
-    head_options: Mapping[str, Any] | None,
-    seed: int,
-    weighted: str | None,
-) -> list[Any]:
-    """Train one head per plan; perceptrons without weights of their own train side by side."""
-    from sklearn.base import clone
-    from sklearn.pipeline import Pipeline
-
-    from scdrugmap.heads.batched import fit_heads
-    from scdrugmap.heads.make import make_head
-    from scdrugmap.heads.mlp import MLPHead
-
-    made = make_head(head, random_state=seed, **dict(head_options or {}))
-    if isinstance(made, MLPHead) and weighted is None:
-        params = {k: v for k, v in made.get_params().items() if k != "random_state"}
-        return fit_heads(np.nan_to_num(X), y, trains, seeds=seed, **params)
-    out = []
-    for rows, weight in zip(trains, weights, strict=True):
-        model = clone(made)
-        key = f"{model.steps[-1][0]}__sample_weight" if isinstance(model, Pipeline) else "sample_weight"
-        out.append(model.fit(X[rows], y[rows], **({} if weighted is None else {key: weight[rows]})))
-    return out
-
-
 def _scores(head: Any, X: np.ndarray, y: np.ndarray) -> dict[str, tuple[float, str]]:
     """Value and, where it is undefined, the reason, per metric of one head on the test cells."""
->>>>>>> eval
     from scdrugmap._cohort import call
     from scdrugmap._metrics import evaluate
 
