@@ -395,4 +395,6 @@ def _try_writing(part: Any, slot: str) -> None:
                 )
             elif isinstance(part.index.dtype, pd.StringDtype):
                 fix = f"make the names plain text: {slot}.index = {slot}.index.astype(object)."
-        raise InputError(slot, f"what no file can hold ({type(error).__name__}: {reason})", "plain values", fix) from None
+        raise InputError(
+            slot, f"what no file can hold ({type(error).__name__}: {reason})", "plain values", fix
+        ) from None

@@ -57,11 +57,14 @@ _MISSING = {"", "nan", "na", "n a", "none", "null", "unknown", "unlabelled", "un
 _WORDS = {"resistant": RESISTANT, "resistance": RESISTANT, "sensitive": SENSITIVE}
 #: Words that negate, grade or doubt the word beside them.
 _QUALIFIERS = frozenset(
-    "non not no never un in anti hyper hypo re de pre without lost loss lack lacking absent less more least most low lower "
-    "lowest high higher highly medium intermediate moderate moderately mild mildly weak weakly slight slightly semi partial "
-    "partially partly rather somewhat very extremely hardly barely almost nearly former formerly previously once before "
-    "prior until becoming turning towards than or versus vs and if possibly possible probably probable likely unlikely maybe "
-    "perhaps presumed presumably putative suspected predicted expected unclear uncertain unknown mixed neither nor".split()
+    re.findall(
+        r"\w+",
+        "non not no never un in anti hyper hypo re de pre without lost loss lack lacking absent less more least most low lower "
+        "lowest high higher highly medium intermediate moderate moderately mild mildly weak weakly slight slightly semi partial "
+        "partially partly rather somewhat very extremely hardly barely almost nearly former formerly previously once before "
+        "prior until becoming turning towards than or versus vs and if possibly possible probably probable likely unlikely maybe "
+        "perhaps presumed presumably putative suspected predicted expected unclear uncertain unknown mixed neither nor",
+    )
 )
 
 

@@ -81,6 +81,9 @@ class PredictSpec(RunSpec):
     """``scdrugmap predict``."""
 
     predictor: Path
+    checkpoint: Path | None = Field(
+        None, description="Where the checkpoint of the predictor lies now, if it was moved."
+    )
     key_added: str = "response"
     options: dict[str, Any] = Field(default_factory=dict, description="Further arguments of sd.tl.predict_response.")
 

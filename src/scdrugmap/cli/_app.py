@@ -142,6 +142,7 @@ def predict(
     input: Input = None,
     output: Output = None,
     predictor: Annotated[Path | None, typer.Option("--predictor", "-p", help="Folder of a saved predictor.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Where the predictor's checkpoint lies, if moved.")] = None,
     key_added: Annotated[str | None, typer.Option(help="Prefix of the written columns.")] = None,
     layer: Layer = None,
     mod: Mod = None,
@@ -156,8 +157,8 @@ def predict(
 
     run_predict(
         PredictSpec.build(
-            spec, input=input, output=output, predictor=predictor, key_added=key_added, layer=layer, mod=mod,
-            device=device, seed=seed, options=_options(set_),
+            spec, input=input, output=output, predictor=predictor, checkpoint=checkpoint, key_added=key_added, layer=layer,
+            mod=mod, device=device, seed=seed, options=_options(set_),
         )
     )  # fmt: skip
 

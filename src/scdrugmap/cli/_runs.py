@@ -62,8 +62,9 @@ def run_predict(spec: PredictSpec) -> None:
         raise InputError("predictor", str(spec.predictor), "the folder of a saved predictor", "train one first.")
     cells = read_cells(spec.input)
     check_kind(cells, spec.output)
+    predictor = sd.load_predictor(spec.predictor, checkpoint=spec.checkpoint)
     call(
-        sd.tl.predict_response, spec.options, cells, spec.predictor, key_added=spec.key_added, layer=spec.layer, device=spec.device, rng=spec.seed,
+        sd.tl.predict_response, spec.options, cells, predictor, key_added=spec.key_added, layer=spec.layer, device=spec.device, rng=spec.seed,
         mod=spec.mod,
     )  # fmt: skip
     spec.output.parent.mkdir(parents=True, exist_ok=True)

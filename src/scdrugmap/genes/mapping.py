@@ -13,7 +13,6 @@ from scipy import sparse
 from scdrugmap.genes.identifiers import Genes, as_text, classify, dated, species_of
 from scdrugmap.genes.table import GeneTable
 
-
 #: Today's symbols of the genes whose old ones read as dates; several where the date may stand for either.
 _DATED = pd.Series(
     {f"SEPT{i}": f"SEPTIN{i}" for i in (*range(1, 13), 14)}
@@ -126,9 +125,7 @@ def resolve_genes(genes: Genes, table: GeneTable, *, entrez: np.ndarray | None =
     )
 
 
-def _other_names(
-    names: np.ndarray, symbols: np.ndarray, table: GeneTable
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _other_names(names: np.ndarray, symbols: np.ndarray, table: GeneTable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What each name leads to if it is no approved symbol, by which way, and the candidates where it is several."""
     target, status, candidates = _aliases(table.aliases)
     found, how, several = (_lookup(symbols, series) for series in (target, status, candidates))

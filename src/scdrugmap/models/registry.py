@@ -199,7 +199,8 @@ def resolve_checkpoint(card: ModelCard, checkpoint: str | Path | None) -> Path:
                 "checkpoint",
                 text,
                 f"an existing folder or file in the official layout of {card.name}, or one of its variants ({known})",
-                f"check the path; sd.models.fetch({card.name!r}) fetches the default.",
+                f"check the path; sd.models.fetch({card.name!r}) fetches the default. A saved predictor whose checkpoint was "
+                "moved: sd.load_predictor(folder, checkpoint=<where it is>), or scdrugmap predict --checkpoint.",
             )
         variant = variants[model_key(text)]
     else:

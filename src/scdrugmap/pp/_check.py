@@ -258,7 +258,9 @@ def _check_features(data: AnnData, findings: list[Finding], facts: dict[str, Any
     chosen = "highly_variable" in data.var and bool(data.var["highly_variable"].astype(bool).all())
     if chosen or full > data.n_vars:
         message = f"{data.n_vars:,} genes, a choice" + (f" of the {full:,} in adata.raw" if full > data.n_vars else "")
-        fix = "models want all genes: " + ("adata.raw.to_adata()." if full > data.n_vars else "go back to the full matrix.")
+        fix = "models want all genes: " + (
+            "adata.raw.to_adata()." if full > data.n_vars else "go back to the full matrix."
+        )
         findings.append(Finding("warning", "var", message, fix))
 
 

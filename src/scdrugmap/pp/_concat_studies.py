@@ -368,7 +368,9 @@ def _text_index(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def _warn(parts: list[_Part], common: pd.Index, pairs: pd.DataFrame, join: str, changed: int, ensembl: pd.Series) -> None:
+def _warn(
+    parts: list[_Part], common: pd.Index, pairs: pd.DataFrame, join: str, changed: int, ensembl: pd.Series
+) -> None:
     """Say what is unexpected about the result."""
     if changed:
         warnings.warn(

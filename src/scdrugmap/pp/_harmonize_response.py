@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
+
 def harmonize_response(
     adata: AnnData | MuData,
     column: str,
@@ -76,9 +77,7 @@ def harmonize_response(
     Examples
     --------
     >>> import anndata, numpy as np, pandas as pd, scdrugmap as sd
-    >>> adata = anndata.AnnData(
-    ...     np.ones((3, 1)), obs=pd.DataFrame({"status": ["R", "S", "R"]}, index=list("abc"))
-    ... )
+    >>> adata = anndata.AnnData(np.ones((3, 1)), obs=pd.DataFrame({"status": ["R", "S", "R"]}, index=list("abc")))
     >>> sd.pp.harmonize_response(adata, "status")
     >>> adata.obs["response"].tolist()
     ['resistant', 'sensitive', 'resistant']

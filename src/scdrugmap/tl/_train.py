@@ -131,7 +131,7 @@ def train(
     >>> predictor.predict(adata)["score"].between(0, 1).all()
     np.True_
     """
-    from scdrugmap._cohort import both_classes, encode
+    from scdrugmap._cohort import both_classes, encode, refuse_absent
     from scdrugmap._random import seed_of
     from scdrugmap.heads.make import make_head
     from scdrugmap.predictor.predictor import ResponsePredictor
@@ -154,7 +154,11 @@ def train(
     both_classes(y_all)
     rows = np.flatnonzero(y_all >= 0)
     group_key = groups or (KEYS.sample if KEYS.sample in main.obs else None)
-    labels = None if group_key is None else _anndata.obs_column(main, group_key, "groups").astype(str).to_numpy()
+    labels = None
+    if group_key is not None:
+        column = _anndata.obs_column(main, group_key, "groups")
+        refuse_absent(column.isna().to_numpy() & (y_all >= 0), "groups", group_key, group_key)
+        labels = column.astype(str).to_numpy()
     category = None if conformal_by is None else _anndata.obs_column(main, conformal_by, "conformal_by").astype(str)
     if conformal_by is not None and not conformal:
         raise InputError("conformal_by", conformal_by, "None without conformal sets", "pass conformal=0.9.")

@@ -16,24 +16,43 @@ from scdrugmap.genes.table import packaged_table
 
 #: Names of annotation of cells, without case and punctuation. None is the approved symbol of a gene.
 _OF_CELLS = frozenset(
-    "response responses responder drugresponse drugsensitivity sensitivity sensitive resistance resistant label labels class classlabel "
-    "condition conditions outcome status target treatment treated drug drugname dose concentration ic50 lnic50 logic50 auc aac gr50 ec50 "
-    "viability survival cluster clusters clusterid seuratclusters leiden louvain celltype celltypes cellline batch sample sampleid "
-    "samplename patient patientid donor donorid subject individual study dataset origident library tissue cancertype disease stage grade "
-    "age sex gender day time timepoint week passage replicate plate well phase sscore g2mscore ncountrna nfeaturerna ncount nfeature "
-    "ncounts ngenes ngene numi numis numreads nreads nreadsumi totalcounts totalcount totalumis totalreads totalfeatures total totals "
-    "sum sums mean average librarysize libsize sizefactor sizefactors ngenesbycounts percentmt percentmito percentribo pctcountsmt "
-    "pctmt mitofraction doubletscore doublet predicteddoublet umap1 umap2 tsne1 tsne2 pc1 pc2 unnamed0 index rownames cellid barcode".split()
+    re.findall(
+        r"\w+",
+        "response responses responder drugresponse drugsensitivity sensitivity sensitive resistance resistant label labels class classlabel "
+        "condition conditions outcome status target treatment treated drug drugname dose concentration ic50 lnic50 logic50 auc aac gr50 ec50 "
+        "viability survival cluster clusters clusterid seuratclusters leiden louvain celltype celltypes cellline batch sample sampleid "
+        "samplename patient patientid donor donorid subject individual study dataset origident library tissue cancertype disease stage grade "
+        "age sex gender day time timepoint week passage replicate plate well phase sscore g2mscore ncountrna nfeaturerna ncount nfeature "
+        "ncounts ngenes ngene numi numis numreads nreads nreadsumi totalcounts totalcount totalumis totalreads totalfeatures total totals "
+        "sum sums mean average librarysize libsize sizefactor sizefactors ngenesbycounts percentmt percentmito percentribo pctcountsmt "
+        "pctmt mitofraction doubletscore doublet predicteddoublet umap1 umap2 tsne1 tsne2 pc1 pc2 unnamed0 index rownames cellid barcode",
+    )
 )
 #: Names of annotation of genes.
 _OF_GENES = frozenset(
-    "length genelength translength width start end startposition endposition txstart txend chr chrom chromosome chromosomename strand "
-    "entrez entrezid entrezgene entrezgeneid ncbigeneid geneid hgncid gc gccontent percentagegccontent exoncount nexons ntranscripts "
-    "total totals sum sums mean average median variance rowsums rowmeans totalcounts ncells numcells pvalue pval padj fdr qvalue logfc "
-    "log2fc log2foldchange foldchange basemean biotype genetype genebiotype description unnamed0 index rownames".split()
+    re.findall(
+        r"\w+",
+        "length genelength translength width start end startposition endposition txstart txend chr chrom chromosome chromosomename strand "
+        "entrez entrezid entrezgene entrezgeneid ncbigeneid geneid hgncid gc gccontent percentagegccontent exoncount nexons ntranscripts "
+        "total totals sum sums mean average median variance rowsums rowmeans totalcounts ncells numcells pvalue pval padj fdr qvalue logfc "
+        "log2fc log2foldchange foldchange basemean biotype genetype genebiotype description unnamed0 index rownames",
+    )
 )
 #: Names of rows or columns that add up the others.
-_TALLIES = frozenset("total totals sum sums grandtotal mean average median rowsums colsums totalcounts totalreads totalumis all".split())
+_TALLIES = frozenset(
+    re.findall(
+        r"\w+",
+        "total totals sum sums grandtotal mean average median rowsums colsums totalcounts totalreads totalumis all",
+    )
+)
+#: Names of the columns of lists of genes and cells.
+_HEADERS = frozenset(
+    re.findall(
+        r"\w+",
+        "gene genes geneid genename genesymbol symbol feature features featureid featurename ensembl ensemblid ensemblgeneid id "
+        "name names x v1 v2 barcode barcodes cell cells cellid cellname cellbarcode cellnames index featuretype",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -134,10 +153,8 @@ def reads_as_header(first: Sequence[str]) -> bool:
     >>> reads_as_header(["gene_id", "gene_name"]), reads_as_header(["ENSG00000141510", "TP53"])
     (True, False)
     """
-    known = "gene genes geneid genename genesymbol symbol feature features featureid featurename ensembl ensemblid ensemblgeneid id "
-    known += "name names x v1 v2 barcode barcodes cell cells cellid cellname cellbarcode cellnames index featuretype genes1"
     texts = [re.sub(r"[^a-z0-9]", "", str(text).lower()) for text in first]
-    return any(text in known.split() for text in texts)
+    return any(text in _HEADERS for text in texts)
 
 
 def _plain(texts: np.ndarray) -> np.ndarray:

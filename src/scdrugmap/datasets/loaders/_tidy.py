@@ -65,7 +65,7 @@ def tidy_obs(obs: pd.DataFrame, facts: Mapping[str, str], *, response: str | Non
     if response is not None:
         texts = obs[response].astype(object)
         obs[KEYS.response] = response_of(texts)
-        unread = sorted(set(map(str, texts[obs[KEYS.response].isna() & texts.notna()])) - {"", "unknown"})
+        unread = sorted(set(map(str, texts[obs[KEYS.response].isna() & texts.notna()])) - {""})
         if unread:
             column = response
             if response == KEYS.response:

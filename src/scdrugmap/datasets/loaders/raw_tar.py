@@ -86,10 +86,16 @@ def read_raw_tar(
 
 def _refuse_genomes(folder: Path) -> None:
     """Refuse one sample whose genomes lie in folders of their own: their cells are the same."""
-    genomes = [p for p in sorted(folder.glob("*")) if p.is_dir() and re.fullmatch(_GENOME, p.name) and any(p.glob("matrix.mtx*"))]
+    genomes = [
+        p
+        for p in sorted(folder.glob("*"))
+        if p.is_dir() and re.fullmatch(_GENOME, p.name) and any(p.glob("matrix.mtx*"))
+    ]
     if len(genomes) > 1:
         names = ", ".join(p.name for p in genomes)
-        raise InputError("path", f"{folder} with the genomes {names}", "one genome", f"read it: load({str(genomes[0])!r}).")
+        raise InputError(
+            "path", f"{folder} with the genomes {names}", "one genome", f"read it: load({str(genomes[0])!r})."
+        )
 
 
 def _read_samples(

@@ -102,7 +102,9 @@ def _fit(
         if matrix.shape != (shape[::-1] if turned else shape):
             continue
         if all(_roles.reads_as_header(t.iloc[0]) for t, skip in ((genes, skip_genes), (cells, skip_cells)) if skip):
-            genes, cells = (t.iloc[skip:].reset_index(drop=True) for t, skip in ((genes, skip_genes), (cells, skip_cells)))
+            genes, cells = (
+                t.iloc[skip:].reset_index(drop=True) for t, skip in ((genes, skip_genes), (cells, skip_cells))
+            )
             return (matrix if turned else matrix.T.tocsr()), genes, cells
     near = any(abs(n - m) == 1 for n, m in zip(matrix.shape, (len(genes), len(cells)), strict=True))
     hint = " One line too many may be a header: remove it." if near else ""
@@ -123,9 +125,7 @@ def _barcodes(cells: pd.DataFrame) -> pd.Series:
     return cells[cells.columns[0]]
 
 
-def read_10x_h5(
-    path: str | Path, *, genome: str | None = None, facts: Mapping[str, str] | None = None
-) -> ad.AnnData:
+def read_10x_h5(path: str | Path, *, genome: str | None = None, facts: Mapping[str, str] | None = None) -> ad.AnnData:
     """Read a 10x h5 file (version 2 or 3); only gene expression is kept.
 
     Parameters
@@ -186,7 +186,9 @@ def _check_genome(path: Path, genome: str | None) -> None:
                 place: Any = file.get("matrix/features/genome")
                 known = [] if place is None else sorted({g.decode() for g in np.unique(place[:])} - {""})
             else:
-                known = sorted(name for name, group in file.items() if isinstance(group, h5py.Group) and "barcodes" in group)
+                known = sorted(
+                    name for name, group in file.items() if isinstance(group, h5py.Group) and "barcodes" in group
+                )
     except (OSError, KeyError, AttributeError):
         return  # no 10x file; the reader says so
     if known and (len(known) > 1 if genome is None else genome not in known):
@@ -213,14 +215,17 @@ def _features(folder: Path, prefix: str, features: str | Path | None) -> Path:
         return _one(folder, prefix, stems, _TABLES)
     except InputError:
         for place in (folder, folder.parent):
-            shared = [p for p in sorted(place.glob("*")) if re.search(r"(features|genes)\.(tsv|csv|txt)(\.\w+)?$", p.name)]
+            shared = [
+                p for p in sorted(place.glob("*")) if re.search(r"(features|genes)\.(tsv|csv|txt)(\.\w+)?$", p.name)
+            ]
             if len(shared) == 1:
                 return shared[0]
             if len(shared) > 1:
                 break
         raise InputError(
             "path",
-            f"no {prefix}features.tsv in {folder}" + (f", but {', '.join(p.name for p in shared[:5])}" if shared else ""),
+            f"no {prefix}features.tsv in {folder}"
+            + (f", but {', '.join(p.name for p in shared[:5])}" if shared else ""),
             "a list of the genes for every matrix (plain or .gz)",
             "check folder and prefix, or name the file: read_10x_mtx(folder, prefix=..., features=...).",
         ) from None
