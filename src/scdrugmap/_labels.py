@@ -16,8 +16,8 @@ _LETTERS = {"r": RESISTANT, "res": RESISTANT, "resist": RESISTANT, "s": SENSITIV
 _CODES = {"nr": RESISTANT, "pd": RESISTANT, "cr": SENSITIVE, "pr": SENSITIVE}
 #: Codes of the same kind that decide nothing.
 _OPEN_CODES = frozenset(
-    ["sd", "mr", "nc", "ne", "nd", "na", "vgpr", "scr", "cri", "dor", "por", "mpr", "pcr"]
-    + ["resp", "nonresp", "non resp", "nonres", "non res", "nonr", "non r", "stable disease"]
+    re.findall(r"\w+", "sd mr nc ne nd na vgpr scr cri dor por mpr pcr resp nonresp nonres nonr")
+    + re.findall(r"\w+ \w+", "non resp, non res, non r, stable disease")
 )
 _RESPONSE = {
     "nonresponder": RESISTANT,
