@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,13 @@ def is_mudata(data: object) -> bool:
     """Tell whether ``data`` is a MuData, without importing mudata."""
     module = sys.modules.get("mudata")
     return module is not None and isinstance(data, module.MuData)
+
+
+def no_pull() -> AbstractContextManager[Any]:
+    """Keep MuData from copying columns of its modalities by itself; from version 0.4 on it does not."""
+    import mudata
+
+    return mudata.set_options(pull_on_update=False) if hasattr(mudata, "set_options") else nullcontext()
 
 
 def resolve(data: Any, *, mod: str = "rna", argument: str = "adata") -> AnnData:

@@ -152,7 +152,8 @@ def duplicates(resolution: Resolution, names: np.ndarray) -> np.ndarray:
     names = np.asarray(names).astype(str)
     key = np.where(resolution.symbol != "", np.char.add("s:", resolution.symbol.astype(str)), "")
     own = (resolution.ensembl != "") & (resolution.status == "unknown")
-    several = pd.Series(np.where(own, resolution.ensembl, None), dtype=object).groupby(key).transform("nunique") > 1
+    ids = pd.Series(resolution.ensembl, dtype=object).where(own, None)
+    several = ids.groupby(key).transform("nunique") > 1
     bare = ((key == "") | (several.to_numpy(bool) & own)) & (resolution.ensembl != "")
     key = np.where(bare, np.char.add("e:", resolution.ensembl.astype(str)), key)
     alone = (key == "") | np.isin(resolution.status, ["other species", "ambiguous"])

@@ -321,7 +321,7 @@ def _obs(parts: list[_Part], duplicated: np.ndarray) -> pd.DataFrame:
         order = list(CLASSES) if set(found) <= set(CLASSES) and name == KEYS.response else found
         obs[name] = pd.Categorical(obs[name], categories=order)
     for name in obs:
-        if obs[name].dtype == object:
+        if obs[name].dtype == object or isinstance(obs[name].dtype, pd.StringDtype):
             # A column that some studies lack holds text and gaps; files hold that as categories.
             obs[name] = pd.Categorical(obs[name].where(obs[name].isna(), obs[name].astype(str)))
     obs["duplicated"] = duplicated
@@ -379,9 +379,9 @@ def _warn(
             stacklevel=3,
         )
     smallest = min(len(p.names) for p in parts)
-    lost = {p.name: len(p.names) - len(common) for p in parts if len(p.names) > len(common)}
-    if join == "inner" and lost and len(common) >= 0.5 * smallest:
-        listing = ", ".join(f"{n:,} of {name}" for name, n in list(lost.items())[:5])
+    left = {p.name: len(p.names) - len(common) for p in parts if len(p.names) > len(common)}
+    if join == "inner" and left and len(common) >= 0.5 * smallest:
+        listing = ", ".join(f"{n:,} of {name}" for name, n in list(left.items())[:5])
         message = (
             f"{len(common):,} genes are common to all studies; left out: {listing}. join='outer' keeps them; "
             "sd.pp.harmonize_genes on each study may bring more together."
