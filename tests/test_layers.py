@@ -30,7 +30,7 @@ ORDER = [
     ("genes",),
     ("download",),
     ("spec",),
-    ("_anndata", "_cohort"),
+    ("_anndata", "_labels", "_cohort"),
     ("models/kit",),
     ("models",),
     ("embedding",),

@@ -218,6 +218,9 @@ class PredictSpec(_Trained):
     model: str | None = option(
         None, "model", "Without a predictor: model to train on the reference, or to prompt.", flag=["--model", "-m"]
     )
+    checkpoint: Path | None = option(
+        None, "model", "Official checkpoint: of the model, or where that of the predictor lies now if it was moved."
+    )
     reference: Path | None = option(None, "data", "File with labelled cells to train on.", reads="cells")
     strategy: Strategy = option("frozen", "model", "frozen, lora or prompt.")
     key_added: str = option("response", "output", "First part of the names that are written.")

@@ -30,6 +30,7 @@ def predict_response(
     *,
     model: str | Model | None = None,
     use_rep: Any = None,
+    checkpoint: str | Path | None = None,
     reference: AnnData | MuData | None = None,
     strategy: Literal["frozen", "lora", "prompt"] = "frozen",
     key_added: str = "response",
@@ -60,6 +61,8 @@ def predict_response(
         A predictor or its folder; or none, and ``model`` (or ``use_rep``) with ``reference``.
     model, use_rep
         As in :func:`train`, which is called with ``reference``; for ``strategy="prompt"`` the chat model.
+    checkpoint
+        As in :func:`train`; with the folder of a predictor, where the checkpoint that it was trained on lies now.
     reference
         Labelled cells to train on, or to take the examples of a prompt from.
     strategy
@@ -142,6 +145,7 @@ def predict_response(
         given = {
             "predictor": predictor, "use_rep": use_rep, "sample_key": sample_key, "conformal": conformal, "ood": ood,
             "abstain": abstain, "batch_size": batch_size, "device": device, "precision": precision,
+            "checkpoint": checkpoint,
         }  # fmt: skip
         for name, value in given.items():
             if value is not None:
@@ -164,11 +168,11 @@ def predict_response(
             raise InputError("predictor", f"predictor with {', '.join(extra)}", "either", "leave one of the two out.")
         from scdrugmap.tl._train import load_any
 
-        trained = load_any(predictor)
+        trained = load_any(predictor, checkpoint)
     else:
         trained, shots = _train_here(
             edit.root, edit.adata, model, use_rep, reference, strategy, n_shots, shot_unit, label_key, samples, seed, mod,
-            {"layer": layer, "batch_size": batch_size, "device": device, "precision": precision, "progress": progress,
+            {"layer": layer, "checkpoint": checkpoint, "batch_size": batch_size, "device": device, "precision": precision, "progress": progress,
              "conformal": bool(conformal) if conformal is None else conformal, "ood": bool(ood), **options},
         )  # fmt: skip
     if (conformal or abstain == "set") and trained.conformal is None:

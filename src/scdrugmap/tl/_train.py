@@ -224,14 +224,19 @@ def _describe(obs: pd.DataFrame, cohort: Cohort) -> dict[str, Any]:
     }
 
 
-def load_any(predictor: Any) -> ResponsePredictor:
-    """Return a predictor that is given as such or as its folder."""
+def load_any(predictor: Any, checkpoint: str | Path | None = None) -> ResponsePredictor:
+    """Return a predictor that is given as such or as its folder, with its checkpoint at another place if asked for."""
     from scdrugmap.predictor.predictor import ResponsePredictor, load_predictor
 
     if isinstance(predictor, ResponsePredictor):
+        if checkpoint is not None:
+            raise InputError(
+                "checkpoint", str(checkpoint), "None beside a loaded predictor",
+                "pass the predictor's folder, or load_predictor(folder, checkpoint=...).",
+            )  # fmt: skip
         return predictor
     if isinstance(predictor, str | Path):
-        return load_predictor(predictor)
+        return load_predictor(predictor, checkpoint=checkpoint)
     raise InputTypeError(
         "predictor", type(predictor).__name__, "a ResponsePredictor or its folder", "pass what sd.tl.train returned."
     )
