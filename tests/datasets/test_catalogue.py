@@ -280,3 +280,14 @@ def test_importing_the_room_is_light():
 def test_functions_are_not_shadowed_by_modules():
     for name in ("catalogue", "categories", "info", "fetch", "collection", "load"):
         assert callable(getattr(sd.datasets, name))
+
+
+@pytest.mark.parametrize(("drug", "n"), [("dexamethasone", 6), ("carboplatin", 2), ("JQ1", 3)])
+@pytest.mark.parametrize("dtype", [object, "string"])
+def test_drugs_are_found_whatever_type_text_has(monkeypatch, drug, n, dtype):
+    from scdrugmap.datasets import _catalogue
+
+    table = _catalogue._table()
+    texts = table.columns[[isinstance(value, str) for value in table.iloc[0]]]
+    monkeypatch.setattr(_catalogue, "_table", lambda: table.astype(dict.fromkeys(texts, dtype)))
+    assert len(sd.datasets.catalogue(drug=drug)) == n
