@@ -71,7 +71,9 @@ def test_numeric_response_is_found_and_asked_about(tmp_path, counts):
     table = pd.DataFrame(counts, index=CELLS, columns=GENES)
     table.insert(0, "response", np.arange(12) % 2)
     table.to_csv(tmp_path / "a.tsv", sep="\t", index_label="cell")
-    with pytest.warns(ScDrugMapWarning, match=r"harmonize_response\(adata, 'source_response', mapping=\{'0': '...', '1': '...'\}"):
+    with pytest.warns(
+        ScDrugMapWarning, match=r"harmonize_response\(adata, 'source_response', mapping=\{'0': '...', '1': '...'\}"
+    ):
         adata = loaders.read_text(tmp_path / "a.tsv", response="response")
     assert adata.obs["response"].isna().all()
     quiet(sd.pp.harmonize_response, adata, "source_response", {"0": "resistant", "1": "sensitive"})

@@ -6,7 +6,16 @@ import pytest
 import scdrugmap as sd
 from scdrugmap import _anndata
 from scdrugmap._errors import InputError, MissingKeyError, ScDrugMapWarning
-from scdrugmap.genes import Genes, dated, feature_kinds, packaged_table, read_table, reads_as, resolve_genes, split_pairs
+from scdrugmap.genes import (
+    Genes,
+    dated,
+    feature_kinds,
+    packaged_table,
+    read_table,
+    reads_as,
+    resolve_genes,
+    split_pairs,
+)
 from scdrugmap.genes.mapping import duplicates
 
 

@@ -168,7 +168,11 @@ def test_json_of_a_checkpoint_has_names(tmp_path, content):
 
 @pytest.mark.parametrize(
     ("words", "text"),
-    [({"a": 0, "b": 0}, "several words on the id 0: a, b"), ({"a": 0, "c": 2}, r"none for the ids \[1"), ({"a": "0"}, "no whole")],
+    [
+        ({"a": 0, "b": 0}, "several words on the id 0: a, b"),
+        ({"a": 0, "c": 2}, r"none for the ids \[1"),
+        ({"a": "0"}, "no whole"),
+    ],
 )
 def test_vocabulary_and_embedding_fit(words, text):
     with pytest.raises(CheckpointError, match=text):
