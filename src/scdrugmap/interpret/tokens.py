@@ -34,7 +34,7 @@ class Gate:
     @contextmanager
     def open(self) -> Iterator[Gate]:
         """Put the gate in place, and take it away afterwards."""
-        plain = getattr(self.owner, self.name)
+        plain, before = getattr(self.owner, self.name), vars(self.owner).get(self.name)
 
         def through(*args: Any, **kwargs: Any) -> Tensor:
             if self.instead is not None:
@@ -47,7 +47,10 @@ class Gate:
         try:
             yield self
         finally:
-            object.__delattr__(self.owner, self.name)
+            if before is None:
+                object.__delattr__(self.owner, self.name)
+            else:
+                object.__setattr__(self.owner, self.name, before)
 
 
 def _entrance(network: Any) -> tuple[Any, str]:

@@ -64,7 +64,7 @@ def attribute(
     baseline
         Where the path begins: ``"empty"`` (padding instead of every gene, or no expression), ``"mean"`` of all cells,
         ``"sensitive"``: the mean of the sensitive cells, the name of a cell, or the counts of one. ``"auto"``: the empty
-        cell for networks; for baselines the sensitive cells where labels are known, else the mean.
+        cell for networks that read tokens; else the sensitive cells where labels are known, else the mean.
     by
         Column of ``obs`` with the samples; without such a column all cells are one sample.
     layer
@@ -189,7 +189,8 @@ def open_explainer(
     source = CountSource(scorer.counts)
     check_values(source[: min(256, adata.n_obs)], counts=True, model="sd.tl.attribute")
     y = encode(adata.obs[KEYS.response]) if KEYS.response in adata.obs else None
-    dense = not isinstance(trained.representation, NetworkRepresentation)
+    # Near the empty cell a network that begins with sums and norms is all but singular.
+    dense = not isinstance(trained.representation, NetworkRepresentation) or scorer.network.card.context == "group"
     reference, named = reference_of(
         baseline, dense, source, y, adata.obs_names.to_numpy(), np.random.default_rng(seed)
     )
