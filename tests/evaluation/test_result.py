@@ -12,9 +12,9 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 import scdrugmap as sd
 from scdrugmap._errors import InputError, UnknownNameError
+from scdrugmap._keys import SAME_SAMPLE
 from scdrugmap.evaluation.result.result import BenchmarkResult
 from scdrugmap.evaluation.result.statistics import bootstrap_weights, corrected_t
-from scdrugmap.evaluation.splits.cells import SAME_SAMPLE
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from scdrugmap.evaluation.grid.contenders import Contender, Head, array_contende
 from scdrugmap.evaluation.grid.runner import Counted
 from scdrugmap.evaluation.splits.duplicates import content_hash, detected_genes, duplicate_groups
 from scdrugmap.evaluation.splits.folds import Partition, straddling
+from scdrugmap.predictor.origin import HERE
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -196,13 +197,17 @@ def obsm_contender(adata: AnnData, key: str, name: str, heads: Sequence[Head]) -
     record = record if isinstance(record, Mapping) else {}
     provenance = dict(record.get(KEYS.provenance, {}))
     note = ""
-    if "fitted_on" in provenance or (
+    if provenance.get("fitted_on") == HERE or (
         not provenance and key.lower().startswith(("x_pca", "x_umap", "x_tsne", "x_scvi", "x_harmony"))
     ):
         note = FITTED_ON_ALL
-    manifest = {"obsm": key, **{k: provenance[k] for k in ("model", "checkpoint_sha256", "groups") if k in provenance}}
+    manifest = {"obsm": key, **{k: provenance[k] for k in ("model", "checkpoint_sha256") if k in provenance}}
+    # Version 0.1 called the context "groups".
+    context = provenance.get("context", provenance.get("groups"))
+    manifest |= {} if context is None else {"groups": context}
     if "params" in record:
-        manifest["embed_groups"] = dict(record["params"]).get("groups", "")
+        params = dict(record["params"])
+        manifest["embed_groups"] = params.get("context", params.get("groups", ""))
     return array_contender(name, adata.obsm[key], heads, n=adata.n_obs, note=note, manifest=manifest)
 
 
@@ -249,6 +254,6 @@ def guard_context(
                     f"{contender.name!r}, whose embedding of a cell depends on the other cells of its group, and the "
                     f"split {partition.split!r}, which puts cells of one group on both sides",
                     "groups that stay on one side",
-                    "embed with groups=<the sample column> and split by sample or study, or pass group_context='mark'.",
+                    "embed with context=<the sample column> and split by sample or study, or pass group_context='mark'.",
                 )
     return contender

@@ -6,6 +6,7 @@ batch, and a representation that is fitted per fold is fitted once for all heads
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import time
 import warnings
@@ -81,7 +82,7 @@ def plan(
     from scdrugmap import __version__
 
     tasks: list[Task] = []
-    for contender in contenders:
+    for contender in (_batched(c, cells) for c in contenders):
         probed: set[tuple[str, str]] = set()
         for partition in partitions:
             tasks += _tasks(contender, partition, (__version__, cells.digest, f"seed={seed}"))
@@ -92,6 +93,17 @@ def plan(
                 unit = Unit(contender.name, PROBE, "lda", "probe", "cell", *place, "0", content)
                 tasks.append(Task(contender, (), partition, (), (unit,), probe=True))
     return tasks
+
+
+def _batched(contender: Contender, cells: Cohort) -> Contender:
+    """Let digest and manifest of a model that is fitted on batches say which ones they are."""
+    from scdrugmap.models import registry
+
+    if contender.kind != "fitted" or not registry.get(contender.model).uses_batch:  # type: ignore[attr-defined]
+        return contender
+    batches = hashlib.sha256("\x1f".join(map(str, () if cells.batch is None else cells.batch)).encode()).hexdigest()
+    manifest = {**contender.manifest, "batch": cells.batch_from}
+    return replace(contender, digest=f"{contender.digest}:batch={batches}", manifest=manifest)
 
 
 def _tasks(contender: Contender, partition: Partition, content: tuple[str, ...]) -> Iterator[Task]:
@@ -232,7 +244,7 @@ def _payload(cells: Cohort, counts: Counted | None, seed: int, store: RunStore |
         "sample": cells.sample_codes,
         "counts": None if counts is None else portable(counts.X),
         "genes": None if counts is None else counts.genes,
-        "batch": np.unique(cells.study, return_inverse=True)[1],
+        "batch": np.zeros(len(cells.y)) if cells.batch is None else np.unique(cells.batch, return_inverse=True)[1],
         "seed": seed,
         "store": None if store is None else str(store.path.resolve()),
     }
@@ -245,7 +257,7 @@ def _execute(
     import joblib
     from joblib.parallel import get_active_backend
 
-    from scdrugmap.embedding.cluster import active_client
+    from scdrugmap.embedding.client import active_client
     from scdrugmap.settings import settings
 
     backend, configured = get_active_backend()
