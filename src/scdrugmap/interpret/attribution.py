@@ -49,14 +49,14 @@ class Explainer:
     reference: sparse.csr_matrix | None
 
     def __post_init__(self) -> None:
-        self.n_genes = len(self.scorer.var)
+        self.n_genes = len(self.genes.names)
         head, representation = self.scorer.predictor.head, self.scorer.representation
         self.input: Any
         if isinstance(representation, NetworkRepresentation):
             from scdrugmap._device import pick_device
 
             model = representation.load()
-            model.to(pick_device(self.scorer.options["device"]))
+            model.to(pick_device(self.scorer.engine.device))
             kind = GroupInput if model.card.context == "group" else NetworkInput
             self.input = kind(model, head, self.genes)
             linear, gradient = False, self.input.has_gradient

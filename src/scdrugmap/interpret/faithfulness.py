@@ -45,7 +45,7 @@ def deletion_curves(
     expression: Expression,
     rng: np.random.Generator,
     *,
-    n_random: int = 5,
+    n_random: int = 3,
 ) -> Curves:
     """Delete genes from the most important on, and insert them into an empty cell.
 
@@ -79,7 +79,7 @@ def deletion_curves(
     orders["random"] = [rng.permutation(pool)[: sizes[-1]] for _ in range(n_random)]
     orders["expression"] = [np.argsort(-expression.mean, kind="stable")[: sizes[-1]]]
     codes = np.unique(groups, return_inverse=True)[1]
-    base = _per_sample(scorer(X), codes)
+    base = scorer(X)
     rows, areas = [], {}
     for name, lists in orders.items():
         lost = np.mean([[_moved(scorer, X, codes, base, order[:k], keep=False) for k in sizes] for order in lists], axis=0)
@@ -110,8 +110,7 @@ def _moved(
     edited = X.copy()
     edited.data[~chosen if keep else chosen] = 0
     edited.eliminate_zeros()
-    before, after = scorer(X), scorer(edited)
-    away = np.abs(after - before)
+    away = np.abs(scorer(edited) - base)
     away[np.isnan(away)] = np.nanmean(away) if np.isfinite(away).any() else 0.0
     moved = _per_sample(away, codes)
     return -moved if keep else moved
@@ -129,6 +128,21 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     if named.sum() < 3 or np.ptp(a[named]) == 0 or np.ptp(b[named]) == 0:
         return 0.0 if named.sum() >= 3 or not np.array_equal(a, b) else 1.0
     return float(stats.spearmanr(a[named], b[named]).statistic)
+
+
+def top_correlation(a: np.ndarray, b: np.ndarray, n: int = 50) -> float:
+    """Rank correlation over the genes that are among the ``n`` largest of either attribution.
+
+    Examples
+    --------
+    >>> round(top_correlation(np.array([3.0, -2.0, 0.1]), np.array([2.0, -3.0, 0.2]), n=2), 2)
+    1.0
+    """
+    first, second = (np.argsort(-np.abs(v), kind="stable")[:n] for v in (a, b))
+    union = np.union1d(first, second)
+    if len(union) < 2 or np.ptp(a[union]) == 0 or np.ptp(b[union]) == 0:
+        return 0.0
+    return float(stats.spearmanr(a[union], b[union]).statistic)
 
 
 def overlap(a: np.ndarray, b: np.ndarray, n: int = 50) -> float:

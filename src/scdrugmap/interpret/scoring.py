@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy import sparse
 
 from scdrugmap import _anndata
-from scdrugmap._errors import InputError, ScDrugMapWarning
+from scdrugmap._cohort import read_context
+from scdrugmap._device import Engine
+from scdrugmap._errors import InputError
 from scdrugmap._keys import KEYS
+from scdrugmap.embedding.embed import embed_counts
+from scdrugmap.embedding.source import CountSource
 from scdrugmap.heads.crossfit import margins
+from scdrugmap.models.kit.expression import identifiers
+from scdrugmap.predictor.origin import check_coverage
 from scdrugmap.predictor.representation import NetworkRepresentation, ObsmRepresentation
 
 
@@ -59,10 +63,10 @@ class Scorer:
         self.predictor, self.representation = predictor, representation
         self.layer = layer or representation.layer
         self.counts = _anndata.counts(adata, self.layer)
-        self.var = adata.var.copy()
-        self.options: dict[str, Any] = {"device": device, "batch_size": batch_size, "progress": False}
+        self.genes = _anndata.gene_ids(adata)
+        self.engine = Engine(device=device, batch_size=batch_size, progress=False)
         self.context = self._context(adata)
-        self._warned = False
+        self._check_genes()
 
     @property
     def network(self) -> Any:
@@ -74,27 +78,27 @@ class Scorer:
         model = self.network
         if model is None or model.card.context != "group" or getattr(model.options, "group_size", None) == 1:
             return None
-        column = self.representation.groups or (KEYS.sample if KEYS.sample in adata.obs else None)
-        if column is None:
-            return np.full(adata.n_obs, "all")
-        return _anndata.obs_column(adata, column, "groups").astype(str).to_numpy()
+        context = read_context(adata, self.representation.context, KEYS.sample)
+        return np.full(adata.n_obs, "all") if context is None else np.asarray(context).astype(str)
+
+    def _check_genes(self) -> None:
+        """Refuse genes that have nothing to do with the training, and warn where many are missing."""
+        model = self.network
+        found = identifiers(self.genes) if model is None else model.align(self.genes).genes
+        check_coverage(self.representation.genes, found, self.representation.label)
 
     def features(self, X: sparse.csr_matrix, groups: np.ndarray | None = None) -> np.ndarray:
-        """What the head sees of these counts; ``groups`` are the cells that see each other."""
-        from anndata import AnnData
+        """What the head sees of these counts; ``groups`` are the cells that see each other.
 
-        obs = pd.DataFrame(index=np.arange(X.shape[0]).astype(str))
-        column = getattr(self.representation, "groups", None) or KEYS.sample
-        obs[column] = "all" if groups is None else np.asarray(groups).astype(str)
-        cells = AnnData(X, obs=obs, var=self.var)
-        if self.layer is not None:
-            cells.layers[self.layer] = X
-        with warnings.catch_warnings():
-            if self._warned:
-                warnings.simplefilter("ignore", ScDrugMapWarning)
-            out = self.predictor.features(cells, layer=self.layer, **self.options)
-        self._warned = True
-        return out
+        Edited cells are seen once and never again: nothing is kept in the cache of embeddings.
+        """
+        model = self.network
+        if model is None:
+            return self.representation.model.transform(sparse.csr_matrix(X), self.genes).astype(np.float32)
+        if self.context is not None and groups is None:
+            groups = np.full(X.shape[0], "all")
+        found = embed_counts(model, CountSource(X), self.genes, self.engine, context=groups)
+        return np.asarray(found.values[:])
 
     def of_features(self, features: np.ndarray) -> np.ndarray:
         """Log-odds of resistant, ``(n,)``; NaN for a cell without embedding."""

@@ -184,10 +184,8 @@ class NetworkInput:
             every = np.tile(np.arange(len(self.alignment.ids)), len(tokens))
             there = self.alignment.ids[every] < x.shape[1] - 1
             return Layout(cells[there], self.alignment.ids[every[there]], every[there])
-        ids = batch["ids" if "ids" in batch else "genes"].cpu().numpy()
-        shift = next(
-            s for s in (0, 1) if np.array_equal(ids[rows[gene], np.minimum(place[gene] + s, ids.shape[1] - 1)], tokens.ids[gene])
-        )  # fmt: skip
+        # A row that stands for all pads comes first where keys are weighted.
+        shift = int("keys" in batch)
         inside = gene & (place + shift < x.shape[1])
         return Layout(rows[inside], place[inside] + shift, columns[inside])
 
