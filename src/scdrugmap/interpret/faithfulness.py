@@ -130,19 +130,16 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(stats.spearmanr(a[named], b[named]).statistic)
 
 
-def top_correlation(a: np.ndarray, b: np.ndarray, n: int = 50) -> float:
-    """Rank correlation over the genes that are among the ``n`` largest of either attribution.
+def likeness(a: np.ndarray, b: np.ndarray) -> float:
+    """Cosine of two attributions: large ones count for more than the many near zero, whose order is noise.
 
     Examples
     --------
-    >>> round(top_correlation(np.array([3.0, -2.0, 0.1]), np.array([2.0, -3.0, 0.2]), n=2), 2)
+    >>> round(likeness(np.array([3.0, -2.0]), np.array([6.0, -4.0])), 2)
     1.0
     """
-    first, second = (np.argsort(-np.abs(v), kind="stable")[:n] for v in (a, b))
-    union = np.union1d(first, second)
-    if len(union) < 2 or np.ptp(a[union]) == 0 or np.ptp(b[union]) == 0:
-        return 0.0
-    return float(stats.spearmanr(a[union], b[union]).statistic)
+    size = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / size if size > 0 else 0.0
 
 
 def overlap(a: np.ndarray, b: np.ndarray, n: int = 50) -> float:

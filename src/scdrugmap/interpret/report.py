@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scdrugmap.interpret.faithfulness import Curves, overlap, rank_correlation, top_correlation
+from scdrugmap.interpret.faithfulness import Curves, likeness, overlap, rank_correlation
 
 #: Rank correlation with the original above which randomised weights or labels have not destroyed an attribution.
 DESTROYED = 0.3
-#: Rank correlation between heads that were trained without different samples, below which a ranking is not stable.
+#: Cosine between attributions of different cells or folds below which they are not stable.
 STABLE = 0.5
 COLUMNS = ("check", "value", "low", "high", "threshold", "passed", "note")
 NOT_TESTED = "not tested"
@@ -154,10 +154,11 @@ def sanity_row(check: str, original: np.ndarray, others: list[np.ndarray], what:
 
 
 def stability_row(check: str, pairs: list[tuple[np.ndarray, np.ndarray]], what: str) -> dict[str, Any]:
-    """Must agree: rank correlation and overlap of the first 50 genes between attributions."""
-    found = np.array([top_correlation(a, b) for a, b in pairs])
+    """Must agree: cosine of the attributions, told with the correlation of ranks and the overlap of the first 50 genes."""
+    found = np.array([likeness(a, b) for a, b in pairs])
+    ranks = float(np.mean([rank_correlation(a, b) for a, b in pairs]))
     shared = float(np.mean([overlap(a, b) for a, b in pairs]))
-    note = f"rank correlation of the first 50 genes between {what}; {shared:.0%} of them are shared"
+    note = f"cosine between {what}; rank correlation {ranks:.2f}, {shared:.0%} of the first 50 genes shared"
     value = float(found.mean())
     return row(check, value, found.min(), found.max(), threshold=STABLE, passed=bool(value >= STABLE), note=note)
 
