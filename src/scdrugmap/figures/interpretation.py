@@ -241,7 +241,7 @@ def waterfall(ax: Axes | None, table: pd.DataFrame, *, kind: str) -> Axes:
     ax.margins(y=0.12)
     ax.set_xticks(place, table["gene"], rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
     ax.set_ylabel("change of the log-odds\n(positive = more resistant)")
-    ax.set_title(f"{kind}, predicted by the model; * outside 95 % of matched random genes", fontsize=9)
+    _axes.title(ax, f"{kind}, predicted by the model; * outside 95 % of matched random genes")
     _axes.clean(ax)
     return ax
 
