@@ -90,7 +90,9 @@ def volcano(ax: Axes | None, table: pd.DataFrame, *, q: float, n_labels: int) ->
         ax.scatter(x[part], y[part], s=20, color=colour, marker=marker, linewidths=0, label=f"{name} ({part.sum()})")
     flagged = shown["confounded"].to_numpy(dtype=bool) & called
     if flagged.any():
-        ax.scatter(x[flagged], y[flagged], s=46, facecolors="none", edgecolors="black", linewidths=0.6, label="confounded")
+        ax.scatter(
+            x[flagged], y[flagged], s=46, facecolors="none", edgecolors="black", linewidths=0.6, label="confounded"
+        )
     wide = float(np.abs(x).max()) or 1.0
     top = float(y.max()) or 1.0
     ax.set(xlim=(-1.9 * wide, 1.9 * wide), ylim=(-0.04 * top, 1.12 * top))

@@ -11,7 +11,7 @@ import torch
 from scipy import sparse
 
 from scdrugmap._errors import InputError
-from scdrugmap.interpret.context import GroupInput, in_context
+from scdrugmap.interpret.context import GroupInput
 from scdrugmap.interpret.dense import FittedInput
 from scdrugmap.interpret.explained import Explained
 from scdrugmap.interpret.perturb import CHUNK, Perturbations
@@ -101,9 +101,7 @@ class Explainer:
         for name in np.unique(self.scorer.context[rows]):
             group = np.flatnonzero(self.scorer.context == name)
             wanted = np.flatnonzero(np.isin(group, rows))
-            out = self.input.explain_group(
-                source[group], wanted, self.start, self.n_genes, n_steps=self._steps
-            )
+            out = self.input.explain_group(source[group], wanted, self.start, self.n_genes, n_steps=self._steps)
             yield group[wanted], Explained(out.values[wanted], out.gap[wanted], out.n_steps[wanted])
 
     @property
@@ -117,7 +115,10 @@ class Explainer:
         if isinstance(self.input, FittedInput):
             return self.input.explain(X, self.start, self.n_genes, linear=self.used == "linear", n_steps=self._steps)
         if isinstance(self.input, GroupInput):
-            parts = [self.input.explain_group(X[i], np.array([0]), self.start, self.n_genes, n_steps=self._steps) for i in range(X.shape[0])]
+            parts = [
+                self.input.explain_group(X[i], np.array([0]), self.start, self.n_genes, n_steps=self._steps)
+                for i in range(X.shape[0])
+            ]
             return Explained(
                 sparse.vstack([p.values for p in parts], format="csr"),
                 np.concatenate([p.gap for p in parts]), np.concatenate([p.n_steps for p in parts]),
@@ -131,7 +132,10 @@ def _chosen(method: str, linear: bool, gradient: bool) -> str:
         return "linear" if linear else "ig" if gradient else "occlusion"
     if method == "linear" and not linear:
         raise InputError(
-            "method", method, "a linear head on hvg or pca for 'linear'", "pass method='auto', or train head='logistic'."
+            "method",
+            method,
+            "a linear head on hvg or pca for 'linear'",
+            "pass method='auto', or train head='logistic'.",
         )
     if method in ("ig", "gradient_x_input") and not gradient:
         raise InputError("method", method, "a head with a gradient ('mlp', 'logistic')", "pass method='occlusion'.")
@@ -208,7 +212,9 @@ def per_sample(
             kept.append(sparse.coo_matrix((found.data, (rows[found.row], found.col)), (len(codes), n_genes)))
     cells = None
     if keep:
-        joined = [np.concatenate([getattr(k, a) for k in kept]) if kept else np.empty(0) for a in ("data", "row", "col")]
+        joined = [
+            np.concatenate([getattr(k, a) for k in kept]) if kept else np.empty(0) for a in ("data", "row", "col")
+        ]
         cells = sparse.csr_matrix((joined[0], (joined[1].astype(int), joined[2].astype(int))), (len(codes), n_genes))
         cells = cells.astype(np.float32)
     means = np.divide(totals, n[:, None], out=np.zeros_like(totals), where=n[:, None] > 0)

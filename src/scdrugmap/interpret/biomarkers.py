@@ -167,9 +167,7 @@ def estimated(Y: np.ndarray, units: Units, covariates: np.ndarray | None = None)
         return Effects(mean, np.full(len(mean), np.nan), np.nan)
     pooled = random_effects(np.array([p.effect for p in parts]), np.array([p.se**2 for p in parts]), share=True)
     # The pooled effect is known no better than the variances within the studies.
-    return type(pooled)(
-        pooled.effect, pooled.se, min(pooled.df, parts[0].df), pooled.tau2, pooled.i2, pooled.n_studies
-    )
+    return type(pooled)(pooled.effect, pooled.se, min(pooled.df, parts[0].df), pooled.tau2, pooled.i2, pooled.n_studies)
 
 
 def _design(units: Units, studies: list[Any], covariates: np.ndarray | None) -> tuple[np.ndarray, list[int]]:

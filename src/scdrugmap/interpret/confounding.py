@@ -104,7 +104,7 @@ def _within(values: np.ndarray, study: np.ndarray) -> np.ndarray:
 
 
 def _associated(values: np.ndarray, units: Units) -> tuple[float, bool]:
-    """p value of the difference between the classes within studies, and whether no sample of one reaches the other."""
+    """Return the p value of the difference between the classes within studies, and whether no sample of one reaches the other."""
     centred = _within(values, units.study)
     a, b = centred[units.y == 0], centred[units.y == 1]
     if min(len(a), len(b)) < 3 or np.ptp(centred) == 0:

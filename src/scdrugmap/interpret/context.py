@@ -74,7 +74,9 @@ class GroupInput(NetworkInput):
         logged = counts.X.log1p()[wanted]
         if reference is None:
             rows = np.repeat(np.arange(len(wanted)), np.diff(logged.indptr))
-            values = sparse.csr_matrix((logged.data * slopes[rows, logged.indices], logged.indices, logged.indptr), logged.shape)
+            values = sparse.csr_matrix(
+                (logged.data * slopes[rows, logged.indices], logged.indices, logged.indptr), logged.shape
+            )
         else:
             values = sparse.csr_matrix((logged.toarray() - reference) * slopes)
         out = values.tocoo()
@@ -89,8 +91,3 @@ class GroupInput(NetworkInput):
 
     def _ids(self, device: torch.device) -> Tensor:
         return torch.as_tensor(self.alignment.ids, device=device)
-
-
-def in_context(model: Any) -> bool:
-    """Tell whether the cells of a model see each other."""
-    return model.card.context == "group" and getattr(model.options, "group_size", None) is None

@@ -45,10 +45,9 @@ def summarise(means: np.ndarray, genes: np.ndarray) -> pd.DataFrame:
     """
     n = means.shape[1]
     mean = means.mean(axis=1)
+    half = np.full(len(mean), np.nan)
     if n > 1:
         half = stats.t.ppf(0.975, n - 1) * means.std(axis=1, ddof=1) / np.sqrt(n)
-    else:
-        half = np.full(len(mean), np.nan)
     same = np.where(mean == 0, np.nan, (np.sign(means) == np.sign(mean)[:, None]).mean(axis=1))
     table = pd.DataFrame(
         {

@@ -82,8 +82,12 @@ def deletion_curves(
     base = scorer(X)
     rows, areas = [], {}
     for name, lists in orders.items():
-        lost = np.mean([[_moved(scorer, X, codes, base, order[:k], keep=False) for k in sizes] for order in lists], axis=0)
-        kept = np.mean([[_moved(scorer, X, codes, base, order[:k], keep=True) for k in sizes] for order in lists], axis=0)
+        lost = np.mean(
+            [[_moved(scorer, X, codes, base, order[:k], keep=False) for k in sizes] for order in lists], axis=0
+        )
+        kept = np.mean(
+            [[_moved(scorer, X, codes, base, order[:k], keep=True) for k in sizes] for order in lists], axis=0
+        )
         areas[name] = lost.mean(axis=0)
         for curve, values in (("deletion", lost), ("insertion", kept)):
             rows += [(curve, name, k, float(np.nanmean(v))) for k, v in zip(sizes, values, strict=True)]

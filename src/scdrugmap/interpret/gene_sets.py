@@ -151,7 +151,9 @@ def _fetched(name: str) -> GeneSets:
             "download."
         ) from error
     except DownloadError as error:
-        raise DownloadError(f"{error} Or pass a GMT file of your own: sd.tl.pathways(adata, source='sets.gmt').") from error
+        raise DownloadError(
+            f"{error} Or pass a GMT file of your own: sd.tl.pathways(adata, source='sets.gmt')."
+        ) from error
     file = folder / entry.files[0].name
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     origin = {"source": name, "licence": entry.licence, "version": entry.revision or "", "sha256": digest}

@@ -89,7 +89,9 @@ def row(
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def prediction_check(y: np.ndarray, margin: np.ndarray, samples: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+def prediction_check(
+    y: np.ndarray, margin: np.ndarray, samples: np.ndarray, rng: np.random.Generator
+) -> dict[str, Any]:
     """Does the head predict samples that it has not seen? An explanation of one that does not is noise.
 
     Parameters
@@ -177,7 +179,7 @@ def shuffled_samples(y: np.ndarray, samples: np.ndarray, rng: np.random.Generato
     n
         Number of draws.
     """
-    names, first, codes = np.unique(samples, return_index=True, return_inverse=True)
+    _, first, codes = np.unique(samples, return_index=True, return_inverse=True)
     own = y[first]
     draws = [rng.permutation(own) for _ in range(50 * n)]
     # A shuffle that agrees with the truth is no shuffle, and one that contradicts it is the truth with another sign.

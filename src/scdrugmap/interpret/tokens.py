@@ -212,7 +212,11 @@ class NetworkInput:
         probe = self.model.collate(Tokens.concatenate([short, cut]))
         blank = dict(batch)
         for key, tensor in probe.items():
-            if tensor.ndim == 2 and tensor.dtype != torch.bool and key in ("ids", "values", "bins", "genes", "positions"):
+            if (
+                tensor.ndim == 2
+                and tensor.dtype != torch.bool
+                and key in ("ids", "values", "bins", "genes", "positions")
+            ):
                 pad = tensor[1, -1].to(batch[key].device)
                 if self.fixed_place:
                     blank[key] = torch.full_like(batch[key], pad.item())
@@ -241,9 +245,7 @@ class NetworkInput:
         return total / max(n, 1)
 
 
-def _gathered(
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]], shape: tuple[int, int]
-) -> sparse.csr_matrix:
+def _gathered(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]], shape: tuple[int, int]) -> sparse.csr_matrix:
     """Sum attributions of tokens over the genes that they stand for."""
     if not parts:
         return sparse.csr_matrix(shape, dtype=np.float32)

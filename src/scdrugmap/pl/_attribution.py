@@ -88,7 +88,9 @@ def attribution(
     if kind == "deletion":
         curves = getattr(data, "curves", None)
         if not isinstance(curves, pd.DataFrame) or not len(curves):
-            raise InputTypeError("data", type(data).__name__, "a report", "pass what sd.tl.attribution_report returned.")
+            raise InputTypeError(
+                "data", type(data).__name__, "a report", "pass what sd.tl.attribution_report returned."
+            )
         return _axes.finish(draw.deletion(ax, curves), show=show, save=save)
     cells = _anndata.resolve(data, mod=mod, argument="data")
     table = draw.read_table(cells, KEYS.attribution, "attribute")
@@ -135,9 +137,7 @@ def _map(cells: Any, gene: str, basis: str, key: str) -> list[Axes]:
     axes[0].set_title(gene, fontsize=9)
     score = key + KEYS.score
     if score in cells.obs:
-        image = axes[1].scatter(
-            *points[:, :2].T, c=cells.obs[score], s=10, cmap="RdBu", vmin=0, vmax=1, linewidths=0
-        )
+        image = axes[1].scatter(*points[:, :2].T, c=cells.obs[score], s=10, cmap="RdBu", vmin=0, vmax=1, linewidths=0)
         axes[1].figure.colorbar(image, ax=axes[1], label="P(sensitive)")
         axes[1].set_title("prediction", fontsize=9)
     else:

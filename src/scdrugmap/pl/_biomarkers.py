@@ -73,4 +73,6 @@ def biomarkers(
         if stratum is not None and stratum not in names:
             raise UnknownNameError("stratum", stratum, names)
         table = table[table["stratum"] == (stratum or names[0])]
-    return _axes.finish(draw.volcano(ax, table, q=q, n_labels=draw.positive("n_labels", n_labels)), show=show, save=save)
+    return _axes.finish(
+        draw.volcano(ax, table, q=q, n_labels=draw.positive("n_labels", n_labels)), show=show, save=save
+    )

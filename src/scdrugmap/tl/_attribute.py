@@ -130,9 +130,7 @@ def attribute(
     samples = np.full(cells.n_obs, "all")
     if by in cells.obs or by != KEYS.sample:
         samples = _anndata.obs_column(cells, by, "by").astype(str).to_numpy()
-    explainer, named = open_explainer(
-        cells, trained, method, n_steps, baseline, seed, layer=layer, device=device
-    )
+    explainer, named = open_explainer(cells, trained, method, n_steps, baseline, seed, layer=layer, device=device)
     rows = chosen_cells(samples, max_cells_per_sample, np.random.default_rng(seed))
     codes, names = pd.factorize(samples, sort=True)
     with progress(len(rows), "attributing", "cell") as bar:
@@ -191,9 +189,7 @@ def open_explainer(
     y = encode(adata.obs[KEYS.response]) if KEYS.response in adata.obs else None
     # Near the empty cell a network that begins with sums and norms is all but singular.
     dense = not isinstance(trained.representation, NetworkRepresentation) or scorer.network.card.context == "group"
-    reference, named = reference_of(
-        baseline, dense, source, y, adata.obs_names.to_numpy(), np.random.default_rng(seed)
-    )
+    reference, named = reference_of(baseline, dense, source, y, adata.obs_names.to_numpy(), np.random.default_rng(seed))
     return Explainer(scorer, _anndata.gene_ids(adata), method, n_steps, reference), named
 
 

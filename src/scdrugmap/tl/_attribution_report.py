@@ -110,10 +110,10 @@ def attribution_report(
     subject = _Subject(cells, trained, by, max_cells_per_sample, n_steps, layer, device, seed)
     means = subject.means(trained)
     attribution = means.mean(axis=1)
-    curves = deletion_curves(
-        subject.scorer, subject.counts, subject.samples, attribution, subject.expression(), rng_
+    curves = deletion_curves(subject.scorer, subject.counts, subject.samples, attribution, subject.expression(), rng_)
+    labelled = _Labelled.of(
+        cells if reference is None else _anndata.resolve(reference, mod=mod), trained, key, by, layer
     )
-    labelled = _Labelled.of(cells if reference is None else _anndata.resolve(reference, mod=mod), trained, key, by, layer)
     rows = [_prediction(labelled, seed, rng_), *checks.faithfulness_checks(curves)]
     rows += _randomised(subject, trained, attribution, rng_)
     rows.append(_halves(subject, trained))
@@ -224,7 +224,9 @@ def labelled_margins(labelled: _Labelled, seed: int, rng: np.random.Generator) -
         return checks.row("prediction", note=f"not tested: {error.found}")
     out = np.zeros(len(labelled.y))
     for train, test in folds:
-        out[test] = margins(labelled.fitted(make_head("logistic", random_state=seed), train, labelled.y), labelled.X[test])
+        out[test] = margins(
+            labelled.fitted(make_head("logistic", random_state=seed), train, labelled.y), labelled.X[test]
+        )
     return checks.prediction_check(labelled.y, out, labelled.samples, rng)
 
 
@@ -287,7 +289,9 @@ def _refits(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ScDrugMapWarning)
-        shuffled = [explained(everything, y) for y in checks.shuffled_samples(labelled.y, labelled.samples, rng, N_REPEATS)]
+        shuffled = [
+            explained(everything, y) for y in checks.shuffled_samples(labelled.y, labelled.samples, rng, N_REPEATS)
+        ]
         rows = [checks.sanity_row("random labels", attribution, shuffled, "training on shuffled labels of samples")]
         try:
             folds = grouped_folds(labelled.y, labelled.samples, N_REPEATS, seed)

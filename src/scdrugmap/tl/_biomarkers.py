@@ -185,7 +185,9 @@ def bulk_of(
     large = bulk.n_cells >= min_cells
     first = pd.Series(np.arange(len(codes))).groupby(codes).first()
     first = first[first.index >= 0].to_numpy()[large]
-    block = cohort.sample if cohort.patient is None else np.where(pd.isna(cohort.patient), cohort.sample, cohort.patient)
+    block = (
+        cohort.sample if cohort.patient is None else np.where(pd.isna(cohort.patient), cohort.sample, cohort.patient)
+    )
     units = Units(cohort.y[first], cohort.study[first].astype(str), block[first].astype(str), cohort.sample[first])
     return bulk.take(large), units, first, [str(n).split("\x1f")[0] for n in np.asarray(found)[~large]]
 
