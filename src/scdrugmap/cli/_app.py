@@ -18,6 +18,7 @@ EXAMPLES = {
     "train": "scdrugmap train cells.h5ad --model pca --groups sample -o predictor",
     "predict": "scdrugmap predict cells.h5ad --predictor predictor -o calls.csv",
     "benchmark": "scdrugmap benchmark cells.h5ad --model pca --setting cross -o results",
+    "explain": "scdrugmap explain cells.h5ad --predictor predictor -o explained",
 }
 
 app = typer.Typer(
