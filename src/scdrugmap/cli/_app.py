@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scdrugmap.cli import _datasets, _models
+from scdrugmap.cli import _datasets, _models, _serve
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 app.add_typer(_models.app, name="models", help="List, describe and fetch models and their checkpoints.")
 app.add_typer(_datasets.app, name="datasets", help="List, describe and fetch curated studies.")
+app.command("serve")(_serve.serve)
 
 Input = Annotated[Path | None, typer.Argument(help="Cells: .h5ad or .h5mu, raw counts.", show_default=False)]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write.", show_default=False)]

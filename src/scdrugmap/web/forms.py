@@ -1,0 +1,70 @@
+"""From the JSON schema of a kind of job to the fields of its form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from scdrugmap.web.kinds import COLUMNS, Kind
+
+#: What most people never change stands behind "more".
+_FIRST = ("model", "models", "label_key", "groups", "sample_key", "study_key", "head", "setting", "split", "conformal", "ood", "calibrate")
+_GUESS = {"label_key": "label", "groups": "sample", "sample_key": "sample", "study_key": "study"}
+
+
+def fields(kind: Kind, check: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Fields of a form, the important ones first.
+
+    Parameters
+    ----------
+    kind
+        What is asked.
+    check
+        What the check of the upload found: its columns become menus.
+    """
+    schema = kind.schema()
+    out = [_field(name, one, check, schema["$defs"]) for name, one in schema["properties"].items()]
+    order = {name: i for i, name in enumerate(_FIRST)}
+    return sorted(out, key=lambda f: order.get(f["name"], len(order)))
+
+
+def _field(name: str, schema: Mapping[str, Any], check: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
+    plain = _plain(schema, definitions)
+    out: dict[str, Any] = {
+        "name": name, "title": schema.get("title", name).replace("_", " ").capitalize(),
+        "text": schema.get("description", ""), "default": schema.get("default"), "first": name in _FIRST,
+        "group": schema.get("group", ""), "minimum": plain.get("minimum", plain.get("exclusiveMinimum")),
+        "maximum": plain.get("maximum"),
+    }  # fmt: skip
+    columns = [c["name"] for c in check.get("columns", ())]
+    if name in ("model", "models"):
+        return out | {"kind": "models" if name == "models" else "menu", "choices": _models(), "required": True}
+    if name in COLUMNS and columns:
+        guess = next((c["name"] for c in check["columns"] if c["looks_like"] == _GUESS.get(name)), None)
+        default = out["default"] if out["default"] in columns else guess
+        return out | {"kind": "menu", "choices": columns, "default": default, "required": False, "many": name == "by"}
+    if "enum" in plain:
+        needed = out["default"] is not None
+        return out | {"kind": "menu", "choices": plain["enum"], "required": needed}
+    kinds = {"boolean": "check", "integer": "number", "number": "number"}
+    return out | {"kind": kinds.get(plain.get("type", "string"), "text"), "step": 1 if plain.get("type") == "integer" else "any"}
+
+
+def _plain(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The first part of a union that is not null, with references followed."""
+    if "$ref" in schema:
+        return _plain(definitions[schema["$ref"].rsplit("/", 1)[-1]], definitions)
+    for part in schema.get("anyOf", ()):
+        if part.get("type") != "null":
+            return _plain(part, definitions)
+    return schema
+
+
+def _models() -> list[str]:
+    """Names of the models, those that need no download first."""
+    import scdrugmap as sd
+
+    table = sd.models.list()
+    usable = table[table["kind"] != "prompt"]
+    fitted = usable[usable["kind"] == "fitted"]["name"].tolist()
+    return ["pca", *[n for n in fitted if n != "pca"], *usable[usable["kind"] != "fitted"]["name"].tolist()]
