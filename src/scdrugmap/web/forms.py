@@ -43,6 +43,8 @@ def _field(name: str, schema: Mapping[str, Any], check: Mapping[str, Any], defin
         guess = next((c["name"] for c in check["columns"] if c["looks_like"] == _GUESS.get(name)), None)
         default = out["default"] if out["default"] in columns else guess
         return out | {"kind": "menu", "choices": columns, "default": default, "required": False, "many": name == "by"}
+    if plain.get("type") == "array" and "enum" in plain.get("items", {}):
+        return out | {"kind": "models", "choices": plain["items"]["enum"]}
     if "enum" in plain:
         needed = out["default"] is not None
         return out | {"kind": "menu", "choices": plain["enum"], "required": needed}

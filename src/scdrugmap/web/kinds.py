@@ -126,8 +126,12 @@ def _default(preset: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _check_further(name: str, value: Any, schema: Mapping[str, Any]) -> None:
     kinds: dict[str, tuple[type, ...]] = {
-        "number": (int, float), "integer": (int,), "string": (str,), "boolean": (bool,),
+        "number": (int, float), "integer": (int,), "string": (str,), "boolean": (bool,), "array": (list,),
     }  # fmt: skip
+    if schema["type"] == "array" and isinstance(value, list):
+        for one in value:
+            _check_further(name, one, schema["items"])
+        return
     fits = isinstance(value, kinds[schema["type"]]) and (schema["type"] == "boolean" or not isinstance(value, bool))
     if fits and "enum" in schema:
         fits = value in schema["enum"]
@@ -138,6 +142,14 @@ def _check_further(name: str, value: Any, schema: Mapping[str, Any]) -> None:
         raise Problem(422, "options", f"{name}: {str(value)[:60]!r} cannot be used.", f"Choose {wanted}.")
 
 
+_BASELINES = {
+    "baselines": {
+        "type": "array", "default": ["all_sensitive", "majority", "depth", "hvg"], "title": "Baselines beside the models",
+        "items": {"type": "string", "enum": [
+            "all_sensitive", "majority", "random", "depth", "hvg", "pca", "scvi", "sample_probe"]},
+        "description": "What a model has to beat; scvi and sample_probe take long without a GPU.",
+    },
+}  # fmt: skip
 _TRUST = {
     "conformal": {
         "type": "number", "minimum": 0.5, "maximum": 0.99, "title": "Coverage of prediction sets",
@@ -174,7 +186,7 @@ def all_kinds() -> dict[str, Kind]:
         Kind(
             "benchmark", "Evaluate models on my labelled cells",
             "How well do models predict cells of samples (or studies) that they have not seen?",
-            (spec.BenchmarkSpec,), {"query": True}, preset={"models": ["pca", "hvg"], "head": "logistic"},
+            (spec.BenchmarkSpec,), {"query": True}, further=_BASELINES, preset={"models": ["pca", "hvg"], "head": "logistic"},
         ),
     ]  # fmt: skip
     return {k.name: k for k in [*kinds, *_found_in_tools()]}

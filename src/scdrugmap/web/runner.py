@@ -151,14 +151,15 @@ class _Run:
 
         optional = {"preset": spec.preset, "layer": spec.layer, "head": None if spec.preset else spec.head}
         result = call(
-            sd.tl.benchmark, spec.options, cells, models=spec.models, strategy=spec.strategy, setting=spec.setting,
+            sd.tl.benchmark, self._further(spec, "baselines") | spec.options, cells, models=spec.models, strategy=spec.strategy, setting=spec.setting,
             by=spec.by, split=spec.split, label_key=spec.label_key, study_key=spec.study_key,
             sample_key=spec.sample_key, n_folds=spec.n_folds, store=self.folder / "store", rng=spec.seed, mod=spec.mod,
             on_unit=on_unit, progress=False, **{k: v for k, v in optional.items() if v is not None},
         )  # fmt: skip
         self.tell(stage="packing", percent=92.0)
         notes = [str(w.message) for w in given if type(w.message).__module__.startswith("scdrugmap")]
-        write_benchmark(self.work, result, spec, notes)
+        extra = spec.model_copy(update={"options": self._further(spec, "baselines") | spec.options})
+        write_benchmark(self.work, result, extra, notes)
 
     def _tool(self) -> None:
         """A tool that writes into the cells: run it and give the cells back."""

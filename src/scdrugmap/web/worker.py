@@ -50,6 +50,10 @@ class Worker:
         """Take work until :meth:`stop`."""
         queues = self.server.queues
         self.take_back()
+        # The first process waits for the imports of the one that it is forked from; no job's lease runs meanwhile.
+        warm = self.context.Process(target=_nothing, daemon=True)
+        warm.start()
+        warm.join()
         self.consumers = [
             queues.consume("checks", self.check, 1),
             queues.consume("jobs", self.job, self.server.settings.workers),
@@ -229,6 +233,10 @@ class Worker:
             step()
         except SQLAlchemyError:
             log.exception("the database is away")
+
+
+def _nothing() -> None:
+    """Be started."""
 
 
 def _begin(function: Any, arguments: tuple[Any, ...], pipe: Any) -> None:
