@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 URL = "http://127.0.0.1"
@@ -29,3 +34,39 @@ def until(ask: Any, ready: Any, seconds: float = 60) -> Any:
             return answer
         assert time.monotonic() < end, f"still {answer}"
         time.sleep(0.1)
+
+
+class Running:
+    """``scdrugmap serve`` with all its processes."""
+
+    def __init__(self, folder: Path, *more: str, **environment: str) -> None:
+        self.folder, self.more, self.environment = folder, more, environment
+        self.start()
+
+    def start(self) -> None:
+        command = [
+            sys.executable, "-c", "from scdrugmap.cli import main; main()", "serve", "--port", "0",
+            "--data-dir", str(self.folder), "--max-upload", "64", *self.more,
+        ]  # fmt: skip
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env={**os.environ, **self.environment}
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert "serves at" in line, line
+        self.url = line.split()[-1].rstrip("/")
+
+    def children(self) -> dict[str, int]:
+        """Process numbers by role."""
+        import psutil
+
+        found = psutil.Process(self.process.pid).children()
+        roles = {p.pid: p.cmdline() for p in found}
+        return {r: pid for r in ("web", "worker") for pid, line in roles.items() if r in line}
+
+    def stop(self, number: int = signal.SIGINT) -> float:
+        """Stop; return how long it took."""
+        start = time.monotonic()
+        self.process.send_signal(number)
+        self.process.wait(20)
+        return time.monotonic() - start

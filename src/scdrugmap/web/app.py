@@ -83,9 +83,14 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
 
 def _swagger() -> Path:
     """The folder of the API page's script, out of the package that brings it."""
-    import swagger_ui_bundle
+    from importlib.util import find_spec
 
-    return next(Path(swagger_ui_bundle.__file__).parent.glob("vendor/swagger-ui-*"))
+    spec = find_spec("fastapi_offline")
+    if spec is None or spec.origin is None:
+        from scdrugmap._errors import MissingDependencyError
+
+        raise MissingDependencyError("fastapi-offline", "web", "the page of the API")
+    return Path(spec.origin).parent / "static"
 
 
 def _handlers(app: FastAPI) -> None:

@@ -171,7 +171,7 @@ def _listen(settings: ServerSettings) -> socket.socket:
 def _check(settings: ServerSettings, roles: tuple[str, ...]) -> None:
     from importlib.util import find_spec
 
-    for package in ("fastapi", "uvicorn", "sqlalchemy", "alembic", "huey", "peewee", "plotly", "swagger_ui_bundle"):
+    for package in ("fastapi", "uvicorn", "sqlalchemy", "alembic", "huey", "peewee", "plotly", "fastapi_offline"):
         if find_spec(package) is None:
             raise MissingDependencyError(package, "web", "scdrugmap serve")
     try:

@@ -16,6 +16,7 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from scdrugmap.web import jobs, uploads
+from scdrugmap.web.alive import beat_name
 from scdrugmap.web.config import ServerSettings
 from scdrugmap.web.database import Job, Upload, session
 from scdrugmap.web.problems import Problem
@@ -59,7 +60,9 @@ class Worker:
             queues.consume("jobs", self.job, self.server.settings.workers),
         ]
         last = 0.0
+        beat = self.server.settings.folder("cache") / beat_name()
         while not self.stopping.wait(0.2):
+            beat.touch()
             if time.monotonic() - last > LEASE / 4:
                 last = time.monotonic()
                 self._guarded(self.take_back)
