@@ -102,7 +102,8 @@ def measure(key: str, n_cells: int, threads: int, repeats: int) -> dict[str, Any
     import psutil
     import torch
 
-    from scdrugmap.embedding.runner import embed_counts
+    from scdrugmap._device import Engine
+    from scdrugmap.embedding.embed import embed_counts
     from scdrugmap.embedding.source import CountSource
     from scdrugmap.genes.identifiers import Genes
     from scdrugmap.models import registry
@@ -119,7 +120,7 @@ def measure(key: str, n_cells: int, threads: int, repeats: int) -> dict[str, Any
     assert isinstance(names, Genes)
 
     def run(rows: int) -> Any:
-        return embed_counts(model, CountSource(X[:rows]), names, device="cpu", precision="float32", show_progress=False)
+        return embed_counts(model, CountSource(X[:rows]), names, Engine("cpu", "float32", progress=False))
 
     run(min(n_cells, 2))
     weights = psutil.Process().memory_info().rss

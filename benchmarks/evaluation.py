@@ -14,8 +14,8 @@ import anndata as ad
 import numpy as np
 
 import scdrugmap as sd
-from scdrugmap.evaluation.result.metrics import METRICS
-from scdrugmap.evaluation.result.statistics import bootstrap
+from scdrugmap._metrics import METRICS
+from scdrugmap.evaluation.result.statistics import bootstrap_weights, resampled
 
 
 def cohort(cells: int, dim: int, embeddings: int, categories: int) -> ad.AnnData:
@@ -67,7 +67,8 @@ def bootstrap_seconds(cells: int) -> float:
     rng = np.random.default_rng(0)
     y, score, group = rng.integers(0, 2, cells), rng.random(cells).astype(np.float32), rng.integers(0, 60, cells)
     start = time.perf_counter()
-    bootstrap(y, score, (score > 0.5).astype(int), group, list(METRICS.values()), n_resamples=1000, rng=rng)
+    weights = bootstrap_weights(60, 1000, rng)
+    resampled(y, score, (score > 0.5).astype(int), group, list(METRICS.values()), weights)
     return time.perf_counter() - start
 
 

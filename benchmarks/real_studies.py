@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 
 import scdrugmap as sd
-from scdrugmap.evaluation.result.metrics import evaluate
+from scdrugmap._metrics import evaluate
 
 METRICS = ("f1", "f1_macro", "auroc", "auprc")
 TRIVIAL = ["all_sensitive", "majority", "random", "depth", "sample_probe"]

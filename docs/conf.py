@@ -33,6 +33,8 @@ extensions = [
 autosummary_generate = True
 autodoc_member_order = "groupwise"
 autodoc_typehints = "description"
+# scikit-learn makes these, and their texts point into its own documentation
+autodoc_default_options = {"exclude-members": "set_fit_request, set_score_request"}
 napoleon_google_docstring = False
 napoleon_numpy_docstring = True
 napoleon_use_rtype = True
@@ -48,7 +50,8 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
 
-source_suffix = {".md": "myst-nb"}
+# autosummary writes its pages in the first suffix that reStructuredText has
+source_suffix = {".rst": "restructuredtext", ".md": "myst-nb"}
 templates_path = ["_templates"]
 exclude_patterns = ["_server_screenshots.md", "_build", "jupyter_execute", "**.ipynb_checkpoints"]
 

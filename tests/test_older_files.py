@@ -13,10 +13,38 @@ import pytest
 import scdrugmap as sd
 
 OLD = Path(__file__).parent / "older" / "v0_1"
-GENES = (
-    "TP53 EGFR MYC KRAS BRAF PTEN RB1 CDK4 CDK6 ERBB2 ALK MET AXL VIM CDH1 EPCAM KRT8 KRT18 MKI67 TOP2A "
-    "CCND1 BCL2 MCL1 NRAS PIK3CA AKT1 MTOR JUN FOS STAT3"
-).split()
+GENES = [
+    "TP53",
+    "EGFR",
+    "MYC",
+    "KRAS",
+    "BRAF",
+    "PTEN",
+    "RB1",
+    "CDK4",
+    "CDK6",
+    "ERBB2",
+    "ALK",
+    "MET",
+    "AXL",
+    "VIM",
+    "CDH1",
+    "EPCAM",
+    "KRT8",
+    "KRT18",
+    "MKI67",
+    "TOP2A",
+    "CCND1",
+    "BCL2",
+    "MCL1",
+    "NRAS",
+    "PIK3CA",
+    "AKT1",
+    "MTOR",
+    "JUN",
+    "FOS",
+    "STAT3",
+]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import scdrugmap as sd
-from scdrugmap.evaluation.result.metrics import evaluate
+from scdrugmap._metrics import evaluate
 
 SCDRUG = ("sorafenib", "nvp-tae684")
 

@@ -130,6 +130,12 @@ class Cohort:
         ``(n,)`` names of the cells.
     groups
         ``(n,)`` which cells stay on one side of every inner split, or ``None`` to split cells.
+    groups_key
+        Column of ``obs`` that ``groups`` was read from.
+    batch
+        ``(n,)`` batch of each cell for models that are fitted, or ``None`` for one batch; see :func:`read_batch`.
+    batch_from
+        Where ``batch`` was read.
     """
 
     y: np.ndarray
@@ -140,6 +146,9 @@ class Cohort:
     duplicates: np.ndarray | None = None
     names: np.ndarray | None = None
     groups: np.ndarray | None = None
+    groups_key: str | None = None
+    batch: np.ndarray | None = None
+    batch_from: str = ""
 
     @cached_property
     def digest(self) -> str:
@@ -164,7 +173,7 @@ class Cohort:
         """Return the cohort of some cells: a mask or row numbers, in the order asked for."""
         arrays: dict[str, Any] = {
             name: None if getattr(self, name) is None else getattr(self, name)[rows]
-            for name in ("y", "sample", "study", "patient", "groups", "duplicates", "names")
+            for name in ("y", "sample", "study", "patient", "groups", "batch", "duplicates", "names")
         }
         return replace(self, **arrays, columns={k: v[rows] for k, v in self.columns.items()})
 
@@ -193,6 +202,7 @@ def read_cohort(
     patient_key: str | None = KEYS.patient,
     columns: Sequence[str] = (),
     need: Sequence[str] = (),
+    groups: str | bool | None = None,
 ) -> Cohort:
     """Read labels and groups.
 
@@ -207,11 +217,14 @@ def read_cohort(
         Further columns to read.
     need
         Which of ``"sample"``, ``"study"``, ``"patient"`` must be there.
+    groups
+        Column whose cells stay on one side of every inner split; ``None`` takes the samples where there are any,
+        ``False`` none.
 
     Raises
     ------
     MissingKeyError, InputError
-        If a column is missing, a labelled cell has no sample or study, or a label is not known.
+        If a column is missing, a labelled cell has no sample, study or group, or a label is not known.
 
     Examples
     --------
@@ -223,7 +236,7 @@ def read_cohort(
     _anndata.refuse_empty(adata)
     n = adata.n_obs
     y = encode(_anndata.obs_column(adata, label_key, "label_key"))
-    groups: dict[str, np.ndarray] = {}
+    found: dict[str, np.ndarray] = {}
     for name, key in (("study", study_key), ("sample", sample_key), ("patient", patient_key)):
         if key is not None and (name in need or key in adata.obs):
             values = _anndata.obs_column(adata, key, f"{name}_key").astype(object).to_numpy(copy=True)
@@ -232,19 +245,89 @@ def read_cohort(
                 refuse_absent(absent & (y >= 0), f"{name}_key", key, name)
             text = values.astype(str).astype(object)
             text[absent] = None if name == "patient" else ""
-            groups[name] = text
-    study = groups.get("study", np.full(n, ALL))
-    sample = groups.get("sample")
+            found[name] = text
+    study = found.get("study", np.full(n, ALL))
+    sample = found.get("sample")
     if sample is None:
         sample = study
-    elif "study" in groups:
+    elif "study" in found:
         sample = _qualified(study, sample)
-        if "patient" in groups:
-            unknown = np.asarray(pd.isna(groups["patient"]))
-            groups["patient"] = _qualified(study, groups["patient"])
-            groups["patient"][unknown] = None
+        if "patient" in found:
+            unknown = np.asarray(pd.isna(found["patient"]))
+            found["patient"] = _qualified(study, found["patient"])
+            found["patient"][unknown] = None
     extra = {c: _anndata.obs_column(adata, c, "by").to_numpy() for c in columns}
-    return Cohort(y, sample, study, groups.get("patient"), extra, None, adata.obs_names.to_numpy().astype(str))
+    names = adata.obs_names.to_numpy().astype(str)
+    cohort = Cohort(y, sample, study, found.get("patient"), extra, None, names)
+    batch, source = read_batch(adata, sample_key=sample_key, study_key=study_key)
+    by: Any = (sample_key if sample_key in adata.obs else None) if groups is None else groups or None
+    kept = None if by is None else _groups(adata, by, cohort, sample_key)
+    return replace(cohort, batch=batch, batch_from=source, groups=kept, groups_key=by)
+
+
+def _groups(adata: AnnData, key: str, cohort: Cohort, sample_key: str) -> np.ndarray:
+    """Return the groups of the cells; samples are those of the cohort, which studies keep apart."""
+    values = _anndata.obs_column(adata, key, "groups")
+    refuse_absent(values.isna().to_numpy() & (cohort.y >= 0), "groups", key, "group")
+    return cohort.sample.astype(str) if key == sample_key else values.astype(str).to_numpy()
+
+
+def read_context(adata: AnnData, column: str | None = None, sample_key: str = KEYS.sample) -> np.ndarray | None:
+    """Read which cells see each other, for models where they do.
+
+    Parameters
+    ----------
+    adata
+        Cells; not changed.
+    column
+        Column of ``obs``; by default the samples where there are any.
+    sample_key
+        Column of the samples.
+
+    Returns
+    -------
+    ``(n,)`` labels, or ``None`` where all cells see each other.
+    """
+    if column is None and sample_key not in adata.obs:
+        return None
+    return _anndata.obs_column(adata, column or sample_key, "context").astype(str).to_numpy()
+
+
+def read_batch(
+    adata: AnnData, column: str | None = None, *, sample_key: str = KEYS.sample, study_key: str = KEYS.study
+) -> tuple[np.ndarray | None, str]:
+    """Read the batch of each cell, for models that are fitted on batches: the same rule at every place.
+
+    Parameters
+    ----------
+    adata
+        Cells; not changed.
+    column
+        Column of ``obs``; by default ``batch``, else the samples, which are different in different studies.
+    sample_key, study_key
+        Columns of the samples and the studies.
+
+    Returns
+    -------
+    ``(n,)`` labels, or ``None`` for one batch, and where they come from.
+
+    Examples
+    --------
+    >>> import scdrugmap as sd
+    >>> adata = sd.datasets.simulate(n_studies=1, rng=0)
+    >>> adata.obs["batch"] = "one"
+    >>> read_batch(adata)[1]
+    "obs['batch']"
+    """
+    key = column or (KEYS.batch if KEYS.batch in adata.obs else None)
+    if key is not None:
+        return _anndata.obs_column(adata, key, "context").astype(str).to_numpy(), f"obs[{key!r}]"
+    if sample_key not in adata.obs:
+        return None, "one batch"
+    samples = adata.obs[sample_key].astype(str).to_numpy()
+    if study_key not in adata.obs:
+        return samples, f"obs[{sample_key!r}]"
+    return _qualified(adata.obs[study_key].astype(str).to_numpy(), samples), f"obs[{sample_key!r}]"
 
 
 def refuse_absent(absent: np.ndarray, argument: str, key: str, what: str) -> None:

@@ -70,6 +70,10 @@ class OutputError(InputError, OSError):
         super().__init__(argument, f"{path}{reason}", "a place that can be written", "choose another folder.")
 
 
+class SpecError(InputError):
+    """A run specification, or a flag of the command line, cannot be used."""
+
+
 class CheckpointError(InputError):
     """A checkpoint is missing, short, corrupt or of another layout."""
 

@@ -36,11 +36,25 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem[:100]}.{uuid.uuid4().hex[:12]}.partial{path.suffix}")
     try:
         yield temporary
-        _flush(temporary)
-        temporary.replace(path)
-        _flush(path.parent)
+        place(temporary, path)
     finally:
         _discard(temporary)
+
+
+def place(finished: Path, path: Path) -> None:
+    """Give a finished file its name: readable as the umask says, on the disk first, in one step.
+
+    Parameters
+    ----------
+    finished
+        A complete file on the same file system.
+    path
+        Its name; a file that is there is replaced.
+    """
+    _open_to_readers(finished)
+    _flush(finished)
+    finished.replace(path)
+    _flush(path.parent)
 
 
 @contextlib.contextmanager
@@ -92,6 +106,8 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield fresh
         for file in fresh.rglob("*"):
+            if file.is_file():
+                _open_to_readers(file)
             _flush(file)
         if path.is_dir():
             path.replace(old)
@@ -121,6 +137,19 @@ def write_text(path: str | os.PathLike[str], content: str) -> None:
 def write_json(path: str | os.PathLike[str], content: Any, *, indent: int | None = 1) -> None:
     """Write JSON, whole or not at all; what JSON cannot hold is written as text."""
     write_text(path, json.dumps(content, indent=indent, default=str))
+
+
+def _open_to_readers(file: Path) -> None:
+    """Give a file that its writer kept private (``safetensors`` and ``mkstemp`` do) the mode of any new file."""
+    if file.is_symlink() or file.stat().st_mode & 0o077:
+        return
+    # The umask cannot be read without changing it for all threads; a new file tells it.
+    probe = file.with_name(f".{uuid.uuid4().hex[:12]}.mode")
+    probe.touch()
+    try:
+        file.chmod(probe.stat().st_mode & 0o777)
+    finally:
+        probe.unlink()
 
 
 def _flush(path: Path) -> None:

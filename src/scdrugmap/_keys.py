@@ -7,6 +7,8 @@ from dataclasses import dataclass
 RESISTANT, SENSITIVE = "resistant", "sensitive"
 #: Categories of every label and prediction, in this order; the positive class is the last.
 CLASSES = (RESISTANT, SENSITIVE)
+#: What every table, figure and page says beside a random split of cells.
+SAME_SAMPLE = "cells of one sample on both sides"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import platformdirs
-from pydantic import Field
+from pydantic import ByteSize, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -37,6 +37,10 @@ class Settings(BaseSettings):
     offline: bool = Field(False, description="Never open a network connection.")
     mirror: str | None = Field(None, description="Prefix that is tried before the registered addresses.")
     embedding_cache: bool = Field(True, description="Reuse embeddings of the same cells, checkpoint and options.")
+    embedding_cache_size: ByteSize = Field(
+        ByteSize(20_000_000_000),
+        description='Most bytes of cached embeddings, such as "20 GB"; those not used for longest are dropped.',
+    )
     seed: int = Field(0, ge=0, description="Seed where a call passes rng=None.")
     verbosity: Literal["error", "warning", "info", "debug"] = Field("warning", description="Level of the log.")
 

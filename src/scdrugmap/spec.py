@@ -1,36 +1,104 @@
-"""Run specifications: one description of a run for Python, the command line (YAML) and the web server."""
+"""Run specifications: one description of a run for Python, the command line (flags, YAML) and the web server.
+
+A field is one argument of a tool: its name, type, default, group and help stand here and nowhere else.
+"""
 
 from __future__ import annotations
 
+import inspect
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Self
+from types import UnionType
+from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from scdrugmap._errors import InputError
+from scdrugmap._errors import SpecError, UnknownNameError
 
-Label = str | int | float
+Group = Literal["data", "model", "evaluation", "machine", "output"]
+Setting = Literal["pooled", "cross"]
+Strategy = Literal["frozen", "lora", "prompt"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+#: Arguments of tools that only Python can give.
+PYTHON_ONLY = frozenset({"adata", "copy", "progress", "on_unit"})
+
+
+def option(default: Any, group: Group, description: str, **extra: Any) -> Any:
+    """Describe a field.
+
+    Parameters
+    ----------
+    default
+        Its value where none is given; ``...`` if one must be.
+    group
+        Where forms and help show it.
+    description
+        What it is, in one or two sentences.
+    **extra
+        ``flag`` (the flags of the command line), ``argument`` (the names that the tool may have for it),
+        ``former`` (its name in earlier versions), ``reads`` (``"cells"``: the tool gets the content of the file), and
+        limits of :func:`pydantic.Field`.
+    """
+    kept: dict[str, Any] = {k: extra.pop(k) for k in ("flag", "argument", "former", "reads") if k in extra}
+    kept["group"] = group
+    return Field(default, description=description, json_schema_extra=kept, **extra)
 
 
 class RunSpec(BaseModel):
     """What every run has: where it reads, where it writes, and the seed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    #: Public function that is called, and endings of what it writes (a folder if there are none).
+    tool: ClassVar[str] = ""
+    endings: ClassVar[tuple[str, ...]] = ()
 
-    input: Path = Field(description="AnnData (.h5ad) or MuData (.h5mu) file.")
-    output: Path = Field(description="File or folder to write.")
-    mod: str = Field("rna", description="Modality of a MuData.")
-    layer: str | None = Field(None, description="Layer with the raw counts; X if not given.")
-    device: str | None = Field(None, description="auto, cpu, cuda, mps.")
-    seed: int = Field(0, ge=0, description="Seed of everything random in the run.")
+    input: Path = option(..., "data", "AnnData (.h5ad) or MuData (.h5mu) file with raw counts.")
+    output: Path = option(..., "output", "File or folder to write.", flag=["--output", "-o"])
+    mod: str = option("rna", "data", "Modality of a MuData.")
+    layer: str | None = option(None, "data", "Layer with the raw counts; X if not given.")
+    device: str | None = option(None, "machine", "auto, cpu, cuda, cuda:1 or mps; by default that of the settings.")
+    seed: int = option(0, "machine", "Seed of everything random in the run.", ge=0, argument=["rng"])
+    options: dict[str, Any] = option(
+        {}, "model", "Further argument of the tool or the model as name=value; repeat it.", flag=["--set"]
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tidy(cls, values: Any) -> Any:
+        """Take fields by their former names, those among the options, and single values out of their list."""
+        if not isinstance(values, dict):
+            return values
+        former = {extra_of(f)["former"]: n for n, f in cls.model_fields.items() if "former" in extra_of(f)}
+        options = dict(values.get("options") or {})
+        lifted = {n: options.pop(n) for n in list(options) if n in cls.model_fields or n in former}
+        twice = sorted(lifted.keys() & values.keys())
+        if twice:
+            raise SpecError("options", twice[0], "a field or an option, not both", f"leave {twice[0]} in one place.")
+        out = {**values, **lifted, **({"options": options} if lifted else {})}
+        for old, new in former.items():
+            if old in out:
+                warnings.warn(f"{old} is called {new} now", FutureWarning, stacklevel=2)
+                out.setdefault(new, out.pop(old))
+        for name, value in out.items():
+            if isinstance(value, list) and len(value) == 1 and name in cls.model_fields and _takes_one(cls, name):
+                out[name] = value[0]
+        return out
 
     @classmethod
     def build(cls, file: Path | None = None, **values: Any) -> Self:
         """Join a YAML file and explicit values; the latter win.
 
+        Parameters
+        ----------
+        file
+            YAML file with fields.
+        **values
+            Fields; ``None`` is not given.
+
         Raises
         ------
-        InputError
+        SpecError
             On unreadable YAML, unknown fields or unusable values.
         """
         merged: dict[str, Any] = read_yaml(file) if file is not None else {}
@@ -39,9 +107,12 @@ class RunSpec(BaseModel):
             return cls(**merged)
         except ValidationError as error:
             first = error.errors()[0]
-            name = ".".join(map(str, first["loc"])) or "specification"
+            if isinstance(first.get("ctx", {}).get("error"), SpecError):
+                raise first["ctx"]["error"] from None
+            name = str(first["loc"][0]) if first["loc"] else "specification"
             known = ", ".join(cls.model_fields)
-            raise InputError(name, first.get("input"), first["msg"], f"the fields are {known}.") from None
+            message = first["msg"].removeprefix("Value error, ")
+            raise SpecError(name, first.get("input"), message, f"the fields are {known}.") from None
 
     def to_yaml(self) -> str:
         """Return the specification as YAML that :meth:`build` reads again."""
@@ -49,59 +120,194 @@ class RunSpec(BaseModel):
 
         return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)
 
+    def arguments(self, function: Callable[..., Any]) -> dict[str, Any]:
+        """Return the arguments for a tool: the fields that it knows, and the options.
+
+        Parameters
+        ----------
+        function
+            The tool.
+
+        Raises
+        ------
+        UnknownNameError
+            For an option that the tool does not know.
+        """
+        parameters = inspect.signature(function).parameters
+        known = {n for n, p in parameters.items() if p.kind is not p.VAR_KEYWORD} - PYTHON_ONLY
+        out = {}
+        for name, field in type(self).model_fields.items():
+            taken = next((n for n in extra_of(field).get("argument", [name]) if n in known), None)
+            value = getattr(self, name)
+            if taken is not None and value is not None:
+                out[taken] = value
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+            for name in self.options:
+                if name not in known:
+                    raise UnknownNameError("options", name, sorted(known - out.keys() | type(self).model_fields.keys()))
+        return out | self.options
+
 
 class EmbedSpec(RunSpec):
-    """``scdrugmap embed``."""
+    """Embed cells with one or several models."""
 
-    model: list[str] = Field(min_length=1)
-    checkpoint: Path | None = None
-    key_added: str | None = None
-    groups: str | None = None
-    batch_size: int | None = Field(None, gt=0)
-    precision: Literal["auto", "float32", "bfloat16", "float16"] | None = None
-    store: Path | None = None
-    options: dict[str, Any] = Field(default_factory=dict, description="Options of the model.")
+    tool: ClassVar[str] = "tl.embed"
+    endings: ClassVar[tuple[str, ...]] = (".h5ad", ".h5mu")
 
-
-class TrainSpec(RunSpec):
-    """``scdrugmap train``."""
-
-    model: str | None = None
-    use_rep: str | None = None
-    strategy: Literal["frozen", "lora"] = "frozen"
-    checkpoint: Path | None = None
-    label_key: str = "response"
-    groups: str | None = None
-    head: str = "mlp"
-    overwrite: bool = Field(False, description="Replace an earlier predictor of this name.")
-    options: dict[str, Any] = Field(default_factory=dict, description="Further arguments of sd.tl.train.")
+    model: list[str] = option(..., "model", "Model; repeat it for several.", min_length=1, flag=["--model", "-m"])
+    checkpoint: Path | None = option(None, "model", "Official checkpoint: folder, file or registry variant.")
+    key_added: str | None = option(None, "output", "Name instead of the model's key.")
+    context: str | None = option(
+        None, "data", "Column of obs for models whose cells see each other: cells with one value form one group.",
+        former="groups",
+    )  # fmt: skip
+    batch_size: int | None = option(None, "machine", "Most cells in one forward pass.", gt=0)
+    precision: Precision | None = option(None, "machine", "auto, float32, bfloat16 or float16.")
+    store: Path | None = option(None, "output", "Folder from which a killed run resumes.")
 
 
-class PredictSpec(RunSpec):
-    """``scdrugmap predict``."""
+class _Trained(RunSpec):
+    """What training and prediction share."""
 
-    predictor: Path
-    key_added: str = "response"
-    options: dict[str, Any] = Field(default_factory=dict, description="Further arguments of sd.tl.predict_response.")
+    use_rep: str | list[str] | dict[str, Any] | None = option(
+        None, "model", "Embedding in obsm instead of a model; repeat it for several."
+    )
+    label_key: str = option("response", "data", "Column of obs with the labels.")
+    batch_size: int | None = option(None, "machine", "Most cells in one forward pass.", gt=0)
+    precision: Precision | None = option(None, "machine", "auto, float32, bfloat16 or float16.")
+
+
+class TrainSpec(_Trained):
+    """Train a predictor on labelled cells and save it as a folder."""
+
+    tool: ClassVar[str] = "tl.train"
+
+    model: str | None = option(None, "model", "Model to embed with or to adapt.", flag=["--model", "-m"])
+    strategy: Literal["frozen", "lora"] = option("frozen", "model", "frozen, or lora for adapters in the model.")
+    checkpoint: Path | None = option(None, "model", "Official checkpoint: folder, file or registry variant.")
+    groups: str | None = option(None, "data", "Column of obs whose cells stay together; by default sample.")
+    context: str | None = option(None, "data", "Column of obs for models whose cells see each other.")
+    head: str = option("mlp", "model", "mlp or logistic.")
+    head_options: dict[str, Any] | None = option(None, "model", "Parameter of the head as name=value; repeat it.")
+    lora_options: dict[str, Any] | None = option(None, "model", "Parameter of the adapters as name=value; repeat it.")
+    calibrate: Literal["sigmoid", "isotonic"] | None = option(
+        None, "evaluation", "Calibrate the scores on held-out groups: sigmoid for few samples, isotonic for many."
+    )
+    conformal: bool | float = option(
+        False, "evaluation", "Learn prediction sets with this coverage; true stands for 0.9."
+    )
+    conformal_by: str | None = option(None, "evaluation", "Column of obs within whose values the coverage is to hold.")
+    ood: bool = option(False, "evaluation", "Learn a flag for cells that lie far from all training cells.")
+    n_folds: int = option(5, "evaluation", "Folds of the cross-fitting behind calibration and sets.", ge=2)
+    overwrite: bool = option(False, "output", "Replace an earlier predictor of this name.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.model is None) == (self.use_rep is None):
+            raise ValueError("model or use_rep, one of the two")
+        return self
+
+
+class PredictSpec(_Trained):
+    """Predict the response of each cell, with a saved predictor or after training on a reference."""
+
+    tool: ClassVar[str] = "tl.predict_response"
+    endings: ClassVar[tuple[str, ...]] = (".h5ad", ".h5mu", ".csv", ".parquet")
+
+    predictor: Path | None = option(None, "model", "Folder of a saved predictor.", flag=["--predictor", "-p"])
+    model: str | None = option(
+        None, "model", "Without a predictor: model to train on the reference, or to prompt.", flag=["--model", "-m"]
+    )
+    reference: Path | None = option(None, "data", "File with labelled cells to train on.", reads="cells")
+    strategy: Strategy = option("frozen", "model", "frozen, lora or prompt.")
+    key_added: str = option("response", "output", "First part of the names that are written.")
+    n_shots: int = option(0, "evaluation", "Labelled cells (or samples) per class of the input that join.", ge=0)
+    shot_unit: Literal["cell", "sample"] = option("cell", "evaluation", "Whether shots are cells or whole samples.")
+    sample_key: str | None = option(None, "data", "Column of obs with samples: adds a call for each of them.")
+    conformal: bool | float | None = option(
+        None, "evaluation", "Write prediction sets: true for the predictor's coverage, or another one."
+    )
+    ood: bool | None = option(None, "evaluation", "Write the out-of-domain flag; by default if the predictor has it.")
+    abstain: float | Literal["set"] | None = option(
+        None, "evaluation", "Call no cell below this probability; set: none whose prediction set is not one class."
+    )
 
 
 class BenchmarkSpec(RunSpec):
-    """``scdrugmap benchmark``."""
+    """Benchmark models without leaks: result/ (Parquet), results.csv, report.html and the specification."""
 
-    models: list[str] = Field(min_length=1)
-    strategy: str = "frozen"
-    setting: Literal["pooled", "cross"] = "pooled"
-    by: list[str] | None = None
-    split: Literal["auto", "sample", "study", "cell"] = "auto"
-    label_key: str = "response"
-    study_key: str = "study"
-    sample_key: str = "sample"
-    n_folds: int = Field(10, ge=2)
-    head: str = "mlp"
-    preset: str | None = None
-    n_jobs: int | None = None
-    store: Path | None = None
-    options: dict[str, Any] = Field(default_factory=dict, description="Further arguments of sd.tl.benchmark.")
+    tool: ClassVar[str] = "tl.benchmark"
+
+    models: list[str] = option(..., "model", "Model or key of obsm; repeat it.", min_length=1, flag=["--model", "-m"])
+    strategy: Strategy | list[Strategy] = option("frozen", "model", "frozen, lora or prompt; repeat it for several.")
+    head: str | list[str] = option("mlp", "model", "mlp or logistic; repeat it for both.")
+    head_options: dict[str, Any] | None = option(None, "model", "Parameter of the head as name=value; repeat it.")
+    lora_options: dict[str, Any] | None = option(None, "model", "Parameter of the adapters as name=value; repeat it.")
+    embed_options: dict[str, dict[str, Any]] | None = option(
+        None, "model", "Arguments of embed per model, as name='{argument: value}'; repeat it."
+    )
+    setting: Setting | list[Setting] = option(
+        "pooled", "evaluation", "pooled (folds) or cross (whole studies left out); repeat it for both."
+    )
+    by: list[str | None] | None = option(None, "evaluation", "Column of obs whose values are evaluated one by one.")
+    split: str | list[str] = option(
+        "auto", "evaluation", "What stays whole: auto, sample, study, patient, any column of obs, or cell."
+    )
+    label_key: str = option("response", "data", "Column of obs with the labels.")
+    study_key: str = option("study", "data", "Column of obs with the study.")
+    sample_key: str = option("sample", "data", "Column of obs with the sample.")
+    patient_key: str = option("patient", "data", "Column of obs with the patient.")
+    n_folds: int = option(10, "evaluation", "Folds of the pooled setting.", ge=2)
+    test_size: float | None = option(
+        None, "evaluation", "With cells divided at random: one division with this share of test cells.", gt=0, lt=1
+    )
+    metrics: list[str] | None = option(None, "evaluation", "Metric; by default all; repeat it.", flag=["--metric"])
+    levels: tuple[str, ...] = option(
+        ("cell", "sample"), "evaluation", "cell, sample or patient; repeat it.", flag=["--level"]
+    )
+    baselines: list[str] | None = option(
+        None, "evaluation", "Baseline; by default all that the data allow; repeat it.", flag=["--baseline"]
+    )
+    preset: str | None = option(None, "evaluation", "published or strict; what you give yourself wins.")
+    duplicates: Literal["merge", "ignore"] = option(
+        "merge", "evaluation", "merge keeps copies of a cell on one side of a split, ignore does not look for them."
+    )
+    group_context: Literal["refuse", "mark"] = option(
+        "refuse", "evaluation", "For embeddings whose cells see each other across a split: refuse or mark."
+    )
+    batch_size: int | None = option(None, "machine", "Most cells in one forward pass.", gt=0)
+    precision: Precision | None = option(None, "machine", "auto, float32, bfloat16 or float16.")
+    n_jobs: int | None = option(None, "machine", "Parallel processes; -1 for all cores.")
+    store: Path | None = option(
+        None, "output", "Folder from which a killed run resumes; by default store/ in the output."
+    )
+
+
+#: The tools that the command line and the web server offer, by name.
+TOOLS: dict[str, type[RunSpec]] = {
+    "embed": EmbedSpec,
+    "train": TrainSpec,
+    "predict": PredictSpec,
+    "benchmark": BenchmarkSpec,
+}
+
+
+def kinds_of(annotation: Any) -> list[Any]:
+    """Return the alternatives of a type, without ``None``."""
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return [p for p in parts if p is not type(None)]
+
+
+def _takes_one(spec: type[RunSpec], name: str) -> bool:
+    """Whether a field holds one value or a list of them."""
+    lists = [get_origin(kind) is list for kind in kinds_of(spec.model_fields[name].annotation)]
+    return any(lists) and not all(lists)
+
+
+def extra_of(field: Any) -> dict[str, Any]:
+    """Return what :func:`option` keeps beside a field."""
+    extra: dict[str, Any] = field.json_schema_extra
+    return extra
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -109,11 +315,11 @@ def read_yaml(file: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(file.read_text())
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise InputError("spec", f"{file}: {error}", "a readable YAML file", "check the path and the syntax.") from None
+        raise SpecError("spec", f"{file}: {error}", "a readable YAML file", "check the path and the syntax.") from None
     if not isinstance(values, dict):
-        raise InputError(
+        raise SpecError(
             "spec", f"{file}: {type(values).__name__}", "a mapping of fields", "write 'field: value' lines."
         )
     return values

@@ -213,7 +213,7 @@ def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(settings, "cache_dir", tmp_path / "cache")
     monkeypatch.setattr(settings, "offline", False)
     monkeypatch.setattr(settings, "mirror", None)
-    monkeypatch.setattr(transfer, "_pause", lambda fruitless: 0.0)
+    monkeypatch.setattr(transfer, "BACKOFF", (0.0, 0.0))
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "SCDRUGMAP_ACCEPT_LICENCE"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path / "cache"

@@ -126,12 +126,6 @@ def test_waits_as_long_as_it_is_told(server, tmp_path):
     assert waits == [7.0, 7.0]
 
 
-def test_retry_after_as_date(monkeypatch):
-    monkeypatch.setattr(module.time, "time", lambda: 0.0)
-    assert module._retry_after("Thu, 01 Jan 1970 00:01:00 GMT", "u") == 60.0
-    assert module._retry_after("nonsense", "u") is None
-
-
 def test_full_disk_is_noticed_before_the_first_byte(server, tmp_path, monkeypatch):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: type("U", (), {"free": 1000})())
     with pytest.raises(DownloadError, match="SCDRUGMAP_CACHE_DIR"):

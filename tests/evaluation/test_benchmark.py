@@ -13,10 +13,10 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 import scdrugmap as sd
 from scdrugmap._errors import InputError, MissingKeyError, ScDrugMapWarning, UnknownNameError
+from scdrugmap._keys import SAME_SAMPLE
 from scdrugmap.evaluation.grid.contenders import rule_scores
 from scdrugmap.evaluation.grid.table import COLUMNS, aggregate
 from scdrugmap.evaluation.result.result import BenchmarkResult
-from scdrugmap.evaluation.splits.cells import SAME_SAMPLE
 
 RULES = ["all_sensitive", "majority", "random"]
 

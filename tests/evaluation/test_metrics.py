@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from scdrugmap._errors import InputError, UnknownNameError
-from scdrugmap.evaluation.result.metrics import METRICS, N_BINS, Sums, evaluate, resolve_metrics
+from scdrugmap._metrics import METRICS, N_BINS, Sums, evaluate, resolve_metrics
 
 ORACLES = {
     "f1": lambda y, s, p: sk.f1_score(y, p),

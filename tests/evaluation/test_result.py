@@ -12,9 +12,12 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 import scdrugmap as sd
 from scdrugmap._errors import InputError, UnknownNameError
+from scdrugmap._keys import SAME_SAMPLE
+from scdrugmap._metrics import METRICS, Sums
+from scdrugmap.evaluation.result import result as module
 from scdrugmap.evaluation.result.result import BenchmarkResult
-from scdrugmap.evaluation.result.statistics import bootstrap_weights, corrected_t
-from scdrugmap.evaluation.splits.cells import SAME_SAMPLE
+from scdrugmap.evaluation.result.statistics import bootstrap_weights, corrected_t, permutation_pvalue
+from scdrugmap.evaluation.result.summary import summarise
 
 
 @pytest.fixture(scope="module")
@@ -262,3 +265,66 @@ def test_permutation_test_tells_signal_from_noise(result):
     within = row_of(p, model="X_log", setting="cross", category="all")
     assert within["p"] < 0.05
     assert within["n_samples"] == 24
+
+
+def test_permutation_compares_cells_of_one_fold_as_the_auroc_does():
+    """Two heads without a common scale: every cell is ranked right in its fold, and pooled the order is lost."""
+    group = np.repeat(np.arange(12), 5)
+    fold, y = group // 6, group % 2
+    score = np.where(fold == 0, 0.9, 0.1) + 0.05 * y
+    record, options = METRICS["auroc"], {"n_permutations": 400}
+    within, _ = permutation_pvalue(y, score, y, group, record, fold=fold, rng=np.random.default_rng(0), **options)
+    pooled, _ = permutation_pvalue(y, score, y, group, record, rng=np.random.default_rng(0), **options)
+    assert within < 0.02 < 0.1 < pooled
+    # A score that is the same for all cells ties with every order of the labels.
+    tied, _ = permutation_pvalue(y, np.ones(60), y, group, record, fold=fold, rng=np.random.default_rng(0), **options)
+    assert tied == 1
+
+
+@pytest.mark.parametrize(("setting", "split", "metric"), [("cross", "study", "f1"), ("pooled", "sample", "auroc")])
+def test_permutation_tests_the_value_of_the_summary(result, monkeypatch, setting, split, metric):
+    seen = []
+    values = Sums.values
+
+    def spy(self, metric, w_pos, w_neg):
+        out = values(self, metric, w_pos, w_neg)
+        seen.append(out[0])
+        return out
+
+    part = result.select(setting=setting, split=split, model="X_noise", category="all")
+    expected = part.summary(metrics=metric, n_resamples=0)["value"].item()
+    monkeypatch.setattr(Sums, "values", spy)
+    part.permutation_test(metric, n_permutations=20)
+    assert np.mean(seen) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("level", ["cell", "sample"])
+def test_compare_counts_training_and_test_sets_at_the_level(result, level):
+    row = row_of(result.compare("X_log", "X_noise", metrics="accuracy", level=level), metric="accuracy", **WHERE)
+    table = result.table[(result.table["metric"] == "accuracy") & (result.table["level"] == level)]
+    a, b = (
+        table[
+            (table["model"] == m) & (table["setting"] == "pooled") & (table["split"] == "sample") & (table["by"] == "")
+        ]
+        for m in ("X_log", "X_noise")
+    )
+    sizes = (a["n_train"].mean(), a["n_test"].mean()) if level == "cell" else (18, 6)
+    assert (row["t"], row["p"]) == pytest.approx(corrected_t(a["value"].to_numpy() - b["value"].to_numpy(), *sizes))
+
+
+def test_summaries_are_kept_until_a_frame_is_replaced(result, monkeypatch):
+    part = result.select(setting="pooled", split="sample")
+    calls = []
+    monkeypatch.setattr(module, "summarise", lambda *a: calls.append([m.name for m in a[1]]) or summarise(*a))
+    first = part.summary(metrics=["f1", "auroc"], n_resamples=20)
+    first["value"] = -1.0
+    again = part.summary(metrics="f1", n_resamples=20)
+    assert (again["value"] >= 0).all(), "what was handed out is a copy"
+    part.summary(metrics=["accuracy", "f1"], n_resamples=20)
+    assert calls == [["f1", "auroc"], ["accuracy"]]
+    part.summary(metrics="f1", n_resamples=20, rng=1)
+    assert len(calls) == 3
+    called = part.predictions.assign(pred=1)
+    part.predictions = called
+    row = row_of(part.summary(metrics="recall", n_resamples=0), model="X_noise", metric="recall", **WHERE)
+    assert row["value"] == 1

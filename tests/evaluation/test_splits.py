@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from scdrugmap._cohort import Cohort, encode
 from scdrugmap._errors import InputError
-from scdrugmap.evaluation.splits.cells import SAME_SAMPLE, data_card, make_partition
+from scdrugmap._keys import SAME_SAMPLE
+from scdrugmap.evaluation.splits.cells import data_card, make_partition
 from scdrugmap.evaluation.splits.folds import (
     assign_folds,
     blocks_of,

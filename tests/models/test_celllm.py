@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from scdrugmap._device import Engine
 from scdrugmap._errors import CheckpointError, InputError
-from scdrugmap.embedding.runner import embed_counts
+from scdrugmap.embedding.embed import embed_counts
 from scdrugmap.embedding.source import CountSource
 from scdrugmap.genes import Genes
 from scdrugmap.models import celllm
@@ -61,7 +62,8 @@ def tokens_of(model, X, genes):
 
 def embed(model, X, genes, **options):
     source = CountSource(X)
-    return embed_counts(model, source, genes, device="cpu", precision="float32", show_progress=False, **options).values
+    engine = Engine("cpu", "float32", options.pop("batch_size", None), progress=False)
+    return embed_counts(model, source, genes, engine, **options).values
 
 
 def official_tensors(model):

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse, stats
 
+from scdrugmap._device import Engine
 from scdrugmap._errors import CheckpointError, InputError
-from scdrugmap.embedding.runner import embed_counts
+from scdrugmap.embedding.embed import embed_counts
 from scdrugmap.embedding.source import CountSource
 from scdrugmap.genes import Genes
 from scdrugmap.models.cellplm import CellPLM, CellPLMNetwork
@@ -38,9 +39,8 @@ def counts_of(model, X, genes=GENES, rows=None):
 
 
 def embed(model, X, genes=GENES, **options):
-    return embed_counts(
-        model, CountSource(X), genes, device="cpu", precision="float32", show_progress=False, **options
-    ).values
+    engine = Engine("cpu", "float32", options.pop("batch_size", None), progress=False)
+    return embed_counts(model, CountSource(X), genes, engine, **options).values
 
 
 def official_tensors(model):
@@ -130,7 +130,7 @@ def test_recorded_states(recorded):
         found["layer0_conserved_sink"], found["layer0_conserved_source"] = sink, source
         found["layer0_sink_allocation"] = torch.sigmoid(sink)
         found["layer0_source_competition"] = source.clamp(-1, 1).exp() / flow.weight
-        found["layer0_attn"] = attention.read(part.q, flow)
+        found["layer0_attn"] = attention.attend(part.q, flow)
         for i, block in enumerate(network.blocks):
             x = found[f"layer{i}_out"] = block(x)
         x = found["pre_latent"] = network.latent_norm(x)
@@ -159,7 +159,7 @@ def test_recorded_embeddings(recorded, array, groups, options, block_size):
     X, genes, checkpoint, expected = recorded
     options = {k: expected[v] if k == "uniforms" else v for k, v in options.items()}
     labels = None if groups is None else expected[groups]
-    found = embed(CellPLM.from_checkpoint(checkpoint, **options), X, genes, groups=labels, block_size=block_size)
+    found = embed(CellPLM.from_checkpoint(checkpoint, **options), X, genes, context=labels, block_size=block_size)
     np.testing.assert_allclose(found, expected[array], rtol=0, atol=5e-5)
 
 
@@ -355,5 +355,5 @@ def test_official_size():
 
 def test_golden(model):
     golden = json.loads((Path(__file__).parent / "golden/cellplm.json").read_text())
-    found = embed(model, small_counts(), groups=np.arange(9) % 2)
+    found = embed(model, small_counts(), context=np.arange(9) % 2)
     np.testing.assert_allclose(found[:, :8], golden, rtol=1e-4, atol=1e-5)

@@ -18,9 +18,11 @@ import pytest
 import torch
 
 import scdrugmap as sd
+from scdrugmap._device import Engine
 from scdrugmap._errors import CheckpointError, InputError, ScDrugMapWarning
 from scdrugmap.embedding import cluster as engine
-from scdrugmap.embedding.runner import embed_counts
+from scdrugmap.embedding.client import active_client
+from scdrugmap.embedding.embed import embed_counts
 from scdrugmap.embedding.source import CountSource
 from scdrugmap.models.base import GroupModel
 from scdrugmap.models.cellplm import CellPLM
@@ -152,10 +154,10 @@ def test_a_loaded_model_travels_with_its_state(client, monkeypatch):
 def test_groups_of_cells_that_see_each_other_are_tasks(client, monkeypatch):
     model = CellPLM.random(example_cells()[1])
     assert isinstance(model, GroupModel)
-    expected = serial(model, groups="sample")
+    expected = serial(model, context="sample")
     sizes = on_workers(monkeypatch)
     adata = cells(7)
-    sd.tl.embed(adata, model, groups="sample")
+    sd.tl.embed(adata, model, context="sample")
     assert sizes == [20, 20, 20]
     same(adata.obsm["X_cellplm"], expected)
 
@@ -186,19 +188,22 @@ def test_a_cell_without_genes_stays_in_its_row(client, checkpoint):
 def test_store_is_that_of_a_serial_run(client, checkpoint, tmp_path):
     model, (X, genes) = TGPT.from_checkpoint(checkpoint), example_cells(N)
     lazy = da.from_array(X, chunks=(7, X.shape[1]), asarray=False)
-    options = {"device": "cpu", "block_size": 20}
-    expected = np.asarray(embed_counts(model, CountSource(X), genes, store=tmp_path / "serial", **options).values[:])
-    first = embed_counts(model, CountSource(lazy), genes, store=tmp_path / "cluster", **options)
+
+    def embed(counts, folder):
+        return embed_counts(model, CountSource(counts), genes, Engine("cpu", store=tmp_path / folder), block_size=20)
+
+    expected = np.asarray(embed(X, "serial").values[:])
+    first = embed(lazy, "cluster")
     assert first.work.n_resumed == 0
     np.testing.assert_array_equal(np.asarray(first.values[:]), expected)
     for counts, store in ((X, "cluster"), (lazy, "serial")):
-        again = embed_counts(model, CountSource(counts), genes, store=tmp_path / store, **options)
+        again = embed(counts, store)
         assert again.work.n_resumed == N
         np.testing.assert_array_equal(np.asarray(again.values[:]), expected)
     changed = X.copy()
     changed.data[0] += 1
     lazy = da.from_array(changed, chunks=(20, X.shape[1]), asarray=False)
-    assert embed_counts(model, CountSource(lazy), genes, store=tmp_path / "serial", **options).work.n_resumed == 40
+    assert embed(lazy, "serial").work.n_resumed == 40
 
 
 def test_cache_serves_the_same_cells_and_nothing_else(client, checkpoint, tmp_path):
@@ -208,7 +213,7 @@ def test_cache_serves_the_same_cells_and_nothing_else(client, checkpoint, tmp_pa
 
     def cached(counts) -> int:
         lazy = da.from_array(counts, chunks=(20, X.shape[1]), asarray=False)
-        return embed_counts(model, CountSource(lazy), genes, device="cpu", cache=tmp_path).work.n_cached
+        return embed_counts(model, CountSource(lazy), genes, Engine("cpu"), cache=tmp_path).work.n_cached
 
     assert [cached(X), cached(X), cached(changed), cached(changed)] == [0, N, 0, N]
 
@@ -217,21 +222,21 @@ def test_cache_serves_the_same_cells_and_nothing_else(client, checkpoint, tmp_pa
 
 
 def test_client_of_the_joblib_context():
-    assert engine.active_client() is None or engine.active_client().status == "running"
+    assert active_client() is None or active_client().status == "running"
     with (
         dask_distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster,
         dask_distributed.Client(cluster, set_as_default=False) as client,
     ):
-        assert engine.active_client() is not client
+        assert active_client() is not client
         with joblib.parallel_config(backend="dask", client=client):
-            assert engine.active_client() is client
-        assert engine.active_client() is not client
-    assert engine.active_client() is not client
+            assert active_client() is client
+        assert active_client() is not client
+    assert active_client() is not client
 
 
 def test_a_task_does_its_own_work(client):
-    assert engine.active_client() is client
-    assert client.submit(lambda: engine.active_client() is None, pure=False).result()
+    assert active_client() is client
+    assert client.submit(lambda: active_client() is None, pure=False).result()
 
 
 def test_data_in_memory_stay_in_this_process(client, checkpoint, monkeypatch):

@@ -80,7 +80,7 @@ def test_the_sums_of_a_large_set_stay_exact():
         whole = attention(x)
         parts = [Projected(attention, p) for p in x.split(1000)]
         flow = attention.gather(lambda: parts)
-        streamed = torch.cat([attention.read(p.q, flow) for p in parts])
+        streamed = torch.cat([attention.attend(p.q, flow) for p in parts])
         expected = by_definition_linear(attention, x)
     np.testing.assert_allclose(streamed, expected, atol=2e-6)
     np.testing.assert_allclose(whole, expected, atol=5e-6)

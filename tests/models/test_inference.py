@@ -16,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
+from scdrugmap._device import Engine
 from scdrugmap._errors import InputError
-from scdrugmap.embedding.runner import embed_counts
+from scdrugmap.embedding import cache
+from scdrugmap.embedding.embed import embed_counts
 from scdrugmap.embedding.source import CountSource
 from scdrugmap.models.base import bucket
 from scdrugmap.models.kit.counts import Alignment, Counts, splitmix64, uniforms
@@ -34,7 +36,7 @@ def cells():
 def test_out_of_memory_halves_the_budget_and_goes_on(cells, monkeypatch):
     X, genes = cells
     model = TGPT.random(genes)
-    expected = embed_counts(model, CountSource(X), genes, device="cpu").values
+    expected = embed_counts(model, CountSource(X), genes, Engine("cpu")).values
     forward = model.network.forward
     sizes = []
 
@@ -46,7 +48,7 @@ def test_out_of_memory_halves_the_budget_and_goes_on(cells, monkeypatch):
         return forward(batch)
 
     monkeypatch.setattr(model.network, "forward", scarce)
-    result = embed_counts(model, CountSource(X), genes, device="cpu")
+    result = embed_counts(model, CountSource(X), genes, Engine("cpu"))
     np.testing.assert_allclose(result.values, expected, rtol=1e-5, atol=1e-6)
     assert max(sizes) > 4 >= sizes[-1]
     assert result.work.token_budget < model.token_budget
@@ -61,7 +63,7 @@ def test_out_of_memory_for_a_single_cell_is_an_error(cells, monkeypatch):
 
     monkeypatch.setattr(model.network, "forward", never)
     with pytest.raises(InputError, match="single cell"):
-        embed_counts(model, CountSource(X), genes, device="cpu")
+        embed_counts(model, CountSource(X), genes, Engine("cpu"))
 
 
 def test_other_errors_pass_through(cells, monkeypatch):
@@ -73,14 +75,14 @@ def test_other_errors_pass_through(cells, monkeypatch):
 
     monkeypatch.setattr(model.network, "forward", broken)
     with pytest.raises(RuntimeError, match="shapes"):
-        embed_counts(model, CountSource(X), genes, device="cpu")
+        embed_counts(model, CountSource(X), genes, Engine("cpu"))
 
 
 def test_store_computes_missing_blocks_only(cells, tmp_path, monkeypatch):
     X, genes = cells
     model = TGPT.random(genes)
     whole = np.asarray(
-        embed_counts(model, CountSource(X), genes, device="cpu", block_size=5, store=tmp_path / "a").values[:]
+        embed_counts(model, CountSource(X), genes, Engine("cpu", store=tmp_path / "a"), block_size=5).values[:]
     )
     forward, calls = model.network.forward, []
 
@@ -92,9 +94,9 @@ def test_store_computes_missing_blocks_only(cells, tmp_path, monkeypatch):
 
     monkeypatch.setattr(model.network, "forward", failing)
     with pytest.raises(RuntimeError, match="power cut"):
-        embed_counts(model, CountSource(X), genes, device="cpu", block_size=5, store=tmp_path / "b")
+        embed_counts(model, CountSource(X), genes, Engine("cpu", store=tmp_path / "b"), block_size=5)
     monkeypatch.setattr(model.network, "forward", forward)
-    again = embed_counts(model, CountSource(X), genes, device="cpu", block_size=5, store=tmp_path / "b")
+    again = embed_counts(model, CountSource(X), genes, Engine("cpu", store=tmp_path / "b"), block_size=5)
     assert again.work.n_resumed == 10
     np.testing.assert_array_equal(np.asarray(again.values[:]), whole)
 
@@ -102,24 +104,25 @@ def test_store_computes_missing_blocks_only(cells, tmp_path, monkeypatch):
 def test_store_recomputes_changed_cells(cells, tmp_path):
     X, genes = cells
     model = TGPT.random(genes)
-    embed_counts(model, CountSource(X), genes, device="cpu", block_size=5, store=tmp_path / "a")
+    embed_counts(model, CountSource(X), genes, Engine("cpu", store=tmp_path / "a"), block_size=5)
     other = X[::-1].tocsr()
-    again = embed_counts(model, CountSource(other), genes, device="cpu", block_size=5, store=tmp_path / "a")
-    expected = embed_counts(model, CountSource(other), genes, device="cpu", block_size=5).values
+    again = embed_counts(model, CountSource(other), genes, Engine("cpu", store=tmp_path / "a"), block_size=5)
+    expected = embed_counts(model, CountSource(other), genes, Engine("cpu"), block_size=5).values
     np.testing.assert_array_equal(np.asarray(again.values[:]), expected)
 
 
 def test_store_of_another_run_is_refused(cells, tmp_path):
     X, genes = cells
-    embed_counts(TGPT.random(genes), CountSource(X), genes, device="cpu", store=tmp_path / "a")
+    embed_counts(TGPT.random(genes), CountSource(X), genes, Engine("cpu", store=tmp_path / "a"))
     with pytest.raises(InputError, match="store"):
-        embed_counts(TGPT.random(genes, max_length=16), CountSource(X), genes, device="cpu", store=tmp_path / "a")
+        embed_counts(TGPT.random(genes, max_length=16), CountSource(X), genes, Engine("cpu", store=tmp_path / "a"))
 
 
 def test_a_killed_run_resumes_with_the_same_bytes(tmp_path):
     code = textwrap.dedent("""
         import sys, time
-        from scdrugmap.embedding.runner import embed_counts
+        from scdrugmap._device import Engine
+        from scdrugmap.embedding.embed import embed_counts
         from scdrugmap.embedding.source import CountSource
         from scdrugmap.models.tgpt import TGPT
         from scdrugmap.testing.cells import example_cells
@@ -129,7 +132,7 @@ def test_a_killed_run_resumes_with_the_same_bytes(tmp_path):
         def slow(batch):
             print("batch", flush=True); time.sleep(float(sys.argv[2])); return forward(batch)
         model.network.forward = slow
-        print("resumed", embed_counts(model, CountSource(X), genes, device="cpu", block_size=5, store=sys.argv[1]).work.n_resumed)
+        print("resumed", embed_counts(model, CountSource(X), genes, Engine("cpu", store=sys.argv[1]), block_size=5).work.n_resumed)
     """)
     store = tmp_path / "store"
     process = subprocess.Popen([sys.executable, "-c", code, store, "0.2"], stdout=subprocess.PIPE, text=True)
@@ -142,7 +145,7 @@ def test_a_killed_run_resumes_with_the_same_bytes(tmp_path):
     X, genes = example_cells(60)
     import zarr
 
-    whole = embed_counts(TGPT.random(genes), CountSource(X), genes, device="cpu", block_size=5).values
+    whole = embed_counts(TGPT.random(genes), CountSource(X), genes, Engine("cpu"), block_size=5).values
     np.testing.assert_array_equal(zarr.open_group(store, mode="r")["embedding"][:], whole)
 
 
@@ -240,23 +243,24 @@ def test_recorded_times_nest():
     """Time in the network is part of the run, and the run part of the call."""
     X, genes = example_cells(4)
     start = time.perf_counter()
-    work = embed_counts(TGPT.random(genes), CountSource(X), genes, device="cpu").work
+    work = embed_counts(TGPT.random(genes), CountSource(X), genes, Engine("cpu")).work
     assert 0 < work.network_seconds <= work.seconds <= time.perf_counter() - start
 
 
 def test_cache_serves_a_repeated_call_and_nothing_else(cells, tmp_path, monkeypatch):
     X, genes = cells
     model = TGPT.random(genes)
-    first = embed_counts(model, CountSource(X), genes, device="cpu", cache=tmp_path)
+    first = embed_counts(model, CountSource(X), genes, Engine("cpu"), cache=tmp_path)
     assert first.work.n_cached == 0
-    again = embed_counts(model, CountSource(X), genes, device="cpu", block_size=7, cache=tmp_path)
+    assert cache.listing(tmp_path)[["model", "cells"]].to_numpy().tolist() == [[model.card.name, X.shape[0]]]
+    again = embed_counts(model, CountSource(X), genes, Engine("cpu"), block_size=7, cache=tmp_path)
     assert again.work.n_cached == X.shape[0]
     np.testing.assert_array_equal(again.values, first.values)
     changed = X.copy()
     changed.data[0] += 1
     for other, counts in ((model, changed), (TGPT.random(genes, max_length=16), X), (TGPT.random(genes, rng=1), X)):
-        result = embed_counts(other, CountSource(counts), genes, device="cpu", cache=tmp_path)
+        result = embed_counts(other, CountSource(counts), genes, Engine("cpu"), cache=tmp_path)
         assert result.work.n_cached == 0
     monkeypatch.setattr(model.network, "forward", lambda batch: 1 / 0)
-    served = embed_counts(model, CountSource(X), genes, device="cpu", cache=tmp_path)
+    served = embed_counts(model, CountSource(X), genes, Engine("cpu"), cache=tmp_path)
     np.testing.assert_array_equal(served.values, first.values)

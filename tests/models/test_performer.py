@@ -17,7 +17,7 @@ DIM, HEADS, WIDTH, FEATURES = 12, 3, 5, 9
 def block(dtype: torch.dtype = torch.float32, rng: int = 0) -> PerformerBlock:
     encoder = PerformerEncoder(PerformerSizes(3, 4, DIM, 1, HEADS, WIDTH, FEATURES, 24))
     randomize(encoder, rng)
-    encoder.draw_directions(rng)
+    encoder.draw_projection(rng)
     return encoder.blocks[0].to(dtype)
 
 
@@ -103,14 +103,14 @@ def test_gradients_equal_those_of_the_definition(tile: int, weighted: bool, monk
 def test_the_maximum_over_keys_does_not_cancel() -> None:
     """So the comparisons here would notice a maximum over the wrong keys."""
     b, x = block(torch.float64), inputs(2, 6)
-    directions = b.attention.directions(torch.float64)
+    directions = b.attention.scaled_projection(torch.float64)
     with torch.no_grad():
         q, k, v = (b.attention.split(f(x)) for f in (b.attention.q_proj, b.attention.k_proj, b.attention.v_proj))
         exact, raised = (favor.KeySums(2, HEADS, directions) for _ in range(2))
         exact.add(k, v)
         raised.top = exact.top + 0.5
         raised.add(k, v)
-        first, second = (favor.answer(q, sums.total(), directions) for sums in (exact, raised))
+        first, second = (favor.attend(q, sums.total(), directions) for sums in (exact, raised))
     assert (first - second).abs().max() > 1e-6
 
 
@@ -135,10 +135,10 @@ def test_shared_positions_equal_repeated_ones() -> None:
     keys, values = weights(3, 14)
     with torch.no_grad():
         one, many = b.sums(3), b.sums(3)
-        b.read(one, x, keys, values)
-        b.read(many, x.expand(3, -1, -1), keys, values)
+        b.add_keys(one, x, keys, values)
+        b.add_keys(many, x.expand(3, -1, -1), keys, values)
         torch.testing.assert_close(one.total(), many.total())
-        torch.testing.assert_close(b.write(x, one.total()), b.write(x.expand(3, -1, -1), many.total()))
+        torch.testing.assert_close(b.attend(x, one.total()), b.attend(x.expand(3, -1, -1), many.total()))
 
 
 def test_extreme_keys_stay_finite() -> None:

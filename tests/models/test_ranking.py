@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scdrugmap.models.kit.ranking import framed, rank_rows
+from scdrugmap.models.kit.ranking import add_special_tokens, rank_rows
 
 
 def brute_force(values, indptr, top):
@@ -60,6 +60,6 @@ def test_no_rows_and_no_values():
 @pytest.mark.parametrize(("before", "after"), [(None, None), (7, None), (None, 8), (7, 8)])
 def test_framed_puts_tokens_around_each_row(before, after):
     rows = [[1, 2], [], [3]]
-    ids, offsets = framed(np.array([1, 2, 3]), np.array([0, 2, 2, 3]), before, after)
+    ids, offsets = add_special_tokens(np.array([1, 2, 3]), np.array([0, 2, 2, 3]), before, after)
     expected = [[x for x in (before, *row, after) if x is not None] for row in rows]
     assert as_rows(ids, offsets) == expected

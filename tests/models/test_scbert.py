@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from scdrugmap._device import Engine
 from scdrugmap._errors import CheckpointError
-from scdrugmap.embedding.runner import embed_counts
+from scdrugmap.embedding.embed import embed_counts
 from scdrugmap.embedding.source import CountSource
 from scdrugmap.genes import Genes
 from scdrugmap.models import scbert
@@ -51,7 +52,8 @@ def tokens_of(model, X, genes):
 
 def embed(model, X, genes, **options):
     source = CountSource(X)
-    return embed_counts(model, source, genes, device="cpu", precision="float32", show_progress=False, **options).values
+    engine = Engine("cpu", "float32", options.pop("batch_size", None), progress=False)
+    return embed_counts(model, source, genes, engine, **options).values
 
 
 def sequences(model, tokens):
@@ -133,7 +135,7 @@ def test_states_are_the_official_ones(shared, recorded, cells, cell):
         for i, block in enumerate(loaded.network.blocks):
             attended = block.attention(block.norm1(x))
             compare(attended, f"attn{i}_out")
-            y = block.feed(x + attended)
+            y = block.feed_forward(x + attended)
             compare(y - (x + attended), f"ff{i}_out")
             x = block(x)
             torch.testing.assert_close(x, y, rtol=0, atol=1e-5)

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from scdrugmap._device import Engine
 from scdrugmap._errors import CheckpointError, InputError
-from scdrugmap.embedding.runner import embed_counts
+from scdrugmap.embedding.embed import embed_counts
 from scdrugmap.embedding.source import CountSource
 from scdrugmap.genes import Genes
 from scdrugmap.models.kit.counts import Counts
@@ -41,9 +42,8 @@ def tokens_of(model, X, genes=GENES):
 
 
 def embed(model, X, genes=GENES, **options):
-    return embed_counts(
-        model, CountSource(X), genes, device="cpu", precision="float32", show_progress=False, **options
-    ).values
+    engine = Engine("cpu", "float32", options.pop("batch_size", None), progress=False)
+    return embed_counts(model, CountSource(X), genes, engine, **options).values
 
 
 def official_tensors(model):
@@ -262,7 +262,7 @@ def test_equal_lengths_need_no_mask(model):
 
 def test_half_precision_stays_close():
     model, X = ScFoundation.random(GENES), small_counts()
-    rough = embed_counts(model, CountSource(X), GENES, device="cpu", precision="bfloat16", show_progress=False).values
+    rough = embed_counts(model, CountSource(X), GENES, Engine("cpu", "bfloat16", progress=False)).values
     exact = embed(model, X)
     cosine = (rough * exact).sum(1) / np.linalg.norm(rough, axis=1) / np.linalg.norm(exact, axis=1)
     assert cosine.min() > 0.999

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse, stats
 
+from scdrugmap._device import Engine
 from scdrugmap._errors import CheckpointError, InputError, ScDrugMapWarning
-from scdrugmap.embedding.runner import embed_counts
+from scdrugmap.embedding.embed import embed_counts
 from scdrugmap.embedding.source import CountSource
 from scdrugmap.genes import Genes
 from scdrugmap.models.kit.counts import Counts
@@ -42,8 +43,8 @@ def tokens_of(model, X, genes):
 
 
 def embed(model, X, genes, **options):
-    options = {"device": "cpu", "precision": "float32", "show_progress": False, **options}
-    return embed_counts(model, CountSource(X), genes, **options).values
+    engine = Engine("cpu", options.pop("precision", "float32"), options.pop("batch_size", None), progress=False)
+    return embed_counts(model, CountSource(X), genes, engine, **options).values
 
 
 def official_tensors(model, layout="Wqkv"):

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from scdrugmap._device import Engine
 from scdrugmap._errors import CheckpointError, InputError
-from scdrugmap.embedding.runner import embed_counts
+from scdrugmap.embedding.embed import embed_counts
 from scdrugmap.embedding.source import CountSource
 from scdrugmap.genes import Genes
 from scdrugmap.models.kit.counts import Counts
@@ -37,7 +38,7 @@ def tokens_of(model, X, genes):
 
 
 def embed(model, X, genes):
-    return embed_counts(model, CountSource(X), genes, device="cpu", precision="float32", show_progress=False).values
+    return embed_counts(model, CountSource(X), genes, Engine("cpu", "float32", progress=False)).values
 
 
 def official_tensors(model):

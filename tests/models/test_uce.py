@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse, stats
 
+from scdrugmap._device import Engine
 from scdrugmap._errors import CheckpointError, InputError, ScDrugMapWarning
-from scdrugmap.embedding.runner import embed_counts
+from scdrugmap.embedding.embed import embed_counts
 from scdrugmap.embedding.source import CountSource
 from scdrugmap.genes import Genes
 from scdrugmap.models.kit.counts import Counts
@@ -46,8 +47,8 @@ def tokens_of(model, X, genes=GENES):
 
 
 def embed(model, X, genes=GENES, **options):
-    options = {"device": "cpu", "precision": "float32", "show_progress": False, **options}
-    return embed_counts(model, CountSource(X), genes, **options).values
+    engine = Engine("cpu", options.pop("precision", "float32"), options.pop("batch_size", None), progress=False)
+    return embed_counts(model, CountSource(X), genes, engine, **options).values
 
 
 def with_seed(model, seed):
@@ -78,7 +79,7 @@ def official_tensors(model):
 
 def positions(model):
     """The table of gene positions, in an order of its own; each chromosome also holds a gene without protein."""
-    row, code, start = model.genome.places.T
+    row, code, start = model.genome.loci.T
     symbol = {r: s for s, r in model.vocabulary.items()}
     genes = pd.DataFrame({"gene_symbol": [symbol[r] for r in row], "chromosome": code, "start": start})
     extra = pd.DataFrame({"gene_symbol": [f"NOPROTEIN{i}" for i in range(24)], "chromosome": range(24), "start": 5})
@@ -288,8 +289,8 @@ def test_a_cell_keeps_its_draws_wherever_it_stands(model):
 @pytest.mark.parametrize("options", [{}, {"draws": "stream"}])
 def test_sentences_go_through_chromosomes_by_position(options):
     model = UCE.random(GENES, sample_size=64, **options)
-    tokens, start = tokens_of(model, small_counts()), {row: place for row, _, place in model.genome.places}
-    code = {row: chromosome for row, chromosome, _ in model.genome.places}
+    tokens, start = tokens_of(model, small_counts()), {row: place for row, _, place in model.genome.loci}
+    code = {row: chromosome for row, chromosome, _ in model.genome.loci}
     for i in range(len(tokens)):
         sentence = tokens.ids[tokens.offsets[i] : tokens.offsets[i + 1]].tolist()
         assert sentence.pop(0) == CLS
@@ -464,7 +465,7 @@ def test_genes_without_or_with_several_positions_are_named(model, folder):
     messages = " ".join(str(w.message) for w in caught)
     assert "GENE7 ...) have no position" in messages and "GENE8 ...) have several" in messages
     assert "GENE7" not in matched.genes
-    np.testing.assert_array_equal(loaded.genome.places[:, 1:].max(axis=0), model.genome.places[:, 1:].max(axis=0))
+    np.testing.assert_array_equal(loaded.genome.loci[:, 1:].max(axis=0), model.genome.loci[:, 1:].max(axis=0))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 import scdrugmap as sd
 from scdrugmap._errors import InputError, UnknownNameError
-from scdrugmap.pl import _axes
+from scdrugmap.figures import axes as _axes
 
 CURVES = ["roc", "precision_recall", "calibration"]
 SCORES = ["benchmark", "violin", "heatmap", "radar"]

@@ -8,7 +8,7 @@ from sklearn.metrics import average_precision_score, roc_curve
 
 import scdrugmap as sd
 from scdrugmap._errors import InputError, UnknownNameError
-from scdrugmap.pl._curves import GRID
+from scdrugmap.figures.curves import GRID
 
 
 def folds(result, model, category=None):

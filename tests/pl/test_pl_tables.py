@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgba
 
 import scdrugmap as sd
 from scdrugmap._errors import InputError, MissingKeyError, ScDrugMapWarning
-from scdrugmap.pl import _axes
+from scdrugmap.figures import axes as _axes
 from scdrugmap.pl._catalogue import cell_counts
 
 

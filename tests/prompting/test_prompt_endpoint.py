@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from prompting_endpoint import KEY, as_json, cells_of, truth, truthful, with_logprobs
+from prompting_endpoint import KEY, as_json, cells_of, completion, truth, truthful, with_logprobs
 
 from scdrugmap._errors import InputError, MissingDependencyError, OfflineError, ScDrugMapWarning
-from scdrugmap.prompting import EndpointError, Examples, predict
+from scdrugmap.prompting import EndpointError, Examples, predict, preview
 from scdrugmap.prompting.client import Limiter
 
 FAST = {"backoff": 0.01, "rng": 0}
@@ -411,6 +411,28 @@ def test_limits_stop_before_and_during_the_run(endpoint, cells):
         result = ask(endpoint, cells, max_requests=6)
     assert len(endpoint.requests) == 6 == result.usage["requests"]
     assert set(result.counts) <= {"not_asked", "unparsable"}
+
+
+def test_the_cost_so_far_stops_a_run_that_costs_more_than_estimated(endpoint, cells):
+    """The estimate allows the run, but each answer takes more tokens than were estimated."""
+
+    def costly(request, number):
+        usage = {"prompt_tokens": 599, "completion_tokens": 1, "total_tokens": 600}
+        return 200, {}, completion(request, truthful(request), "fp_1") | {"usage": usage}
+
+    endpoint.script = costly
+    one_each = {"prices": (1e6, 1e6), "cells_per_prompt": 5, "concurrency": 1}
+    free = ask(endpoint, cells, **one_each)
+    assert len(endpoint.requests) == 10 and free.usage["input"] == 5990
+    endpoint.requests.clear()
+    budget = preview(cells[0], cells[1], base_url=endpoint.url, cache=False, **FAST | one_each).cost + 1
+    with pytest.warns(ScDrugMapWarning, match="not_asked"):
+        result = ask(endpoint, cells, max_cost=budget, **one_each)
+    # A request is sent while less than the budget is spent, so the last one may exceed it.
+    sent = int(np.ceil(budget / 600))
+    assert 1 < sent < 10
+    assert len(endpoint.requests) == sent == result.usage["requests"]
+    assert result.counts["answered"] == 5 * sent and result.counts["not_asked"] == 47 - 5 * sent
 
 
 def test_nothing_is_sent_without_consent(endpoint, cells):

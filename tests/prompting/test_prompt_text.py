@@ -4,8 +4,8 @@ import pytest
 from scipy import sparse
 
 from scdrugmap._errors import InputError, UnknownNameError
+from scdrugmap._retry import retry_after
 from scdrugmap.prompting import Examples, PromptCell, get_template, preview, select_genes
-from scdrugmap.prompting.client import retry_after
 from scdrugmap.prompting.cost import price_of
 from scdrugmap.prompting.examples import Choice, content_keys
 from scdrugmap.prompting.genes import excluded

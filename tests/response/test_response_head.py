@@ -82,7 +82,7 @@ def test_blocks_of_heads_change_nothing(monkeypatch):
     X, y, _ = cells()
     folds = [np.arange(k) for k in (200, 300, 250)]
     together = fit_heads(X, y, folds, hidden=(8,), epochs=2)
-    monkeypatch.setattr("scdrugmap.heads.engine.CPU_BLOCK_BYTES", 1)
+    monkeypatch.setattr("scdrugmap.heads.training.CPU_BLOCK_BYTES", 1)
     apart = fit_heads(X, y, folds, hidden=(8,), epochs=2)
     for a, b in zip(together, apart, strict=True):
         np.testing.assert_allclose(a.predict_proba(X), b.predict_proba(X), atol=1e-5)
@@ -110,12 +110,12 @@ def test_cells_of_weight_zero_leave_no_trace():
 
 
 def test_early_stopping_keeps_groups_whole_and_the_best_epoch(monkeypatch):
-    from scdrugmap.heads import engine as _engine
+    from scdrugmap.heads import tasks
 
     X, y, groups = cells()
     seen = []
-    original = _engine.train_heads
-    monkeypatch.setattr(_engine, "train_heads", lambda *a: seen.extend(a[2]) or original(*a))
+    original = tasks.train_heads
+    monkeypatch.setattr(tasks, "train_heads", lambda *a: seen.extend(a[2]) or original(*a))
     head = MLPHead((64, 64), lr=1e-2, epochs=60, early_stopping=True, patience=4, random_state=0)
     head.fit(X, y, groups=groups)
     fit, held = set(groups[seen[0].rows]), set(groups[seen[0].val_rows])
@@ -127,6 +127,21 @@ def test_early_stopping_keeps_groups_whole_and_the_best_epoch(monkeypatch):
     truth = y[held_rows] == "sensitive"
     loss = -np.mean(np.log(np.where(truth, p, 1 - p)))
     assert loss == pytest.approx(min(head.validation_curve_), abs=1e-4)
+
+
+@pytest.mark.parametrize("patience", [2, 100])
+def test_the_best_epoch_is_kept_whether_training_stops_or_runs_out(patience):
+    """On labels without meaning the validation loss soon rises, so that the last epoch is not the best."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(200, 6)).astype(np.float32), rng.integers(0, 2, 200)
+    params = {"hidden": (64,), "lr": 3e-2, "early_stopping": True, "patience": patience}
+    head = MLPHead(epochs=25, random_state=0, **params).fit(X, y)
+    best = int(np.argmin(head.validation_curve_)) + 1
+    assert head.n_iter_ == best and head.validation_curve_[-1] > head.validation_curve_[best - 1] + 0.01
+    assert len(head.validation_curve_) == (best + 2 if patience == 2 else 25)
+    # the same training that ends at that epoch, of which the best is then the last
+    short = MLPHead(epochs=best, random_state=0, **params).fit(X, y)
+    np.testing.assert_allclose(head.predict_proba(X), short.predict_proba(X), atol=1e-6)
 
 
 def test_state_round_trip_is_exact():

@@ -115,7 +115,7 @@ def test_paths_of_this_machine_do_not_travel(hub, tmp_path):
     from scdrugmap.predictor.representation import NetworkRepresentation
 
     predictor.representation = NetworkRepresentation(
-        "scGPT", checkpoint=str(tmp_path), digests={"w": "1"}, options={}, recipe=None, layer=None, groups=None
+        "scGPT", checkpoint=str(tmp_path), digests={"w": "1"}, options={}, recipe=None, layer=None, context=None
     )
     predictor.push_to_hub("lab/predictor", token="t", endpoint=hub)
     assert str(tmp_path).encode() not in b"".join(Hub.files.values())

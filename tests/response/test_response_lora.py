@@ -6,6 +6,8 @@ import pandas as pd
 import pytest
 import torch
 from scipy import sparse
+from sklearn.metrics import log_loss
+from sklearn.utils.class_weight import compute_sample_weight
 from torch import nn
 
 import scdrugmap as sd
@@ -248,9 +250,9 @@ def test_validation_keeps_samples_whole(monkeypatch):
     seen = {}
     original = lora_training.Trainer.__init__
 
-    def spy(self, module, collate, costs, y, weight, pools, held_out, *rest):
-        seen.update(fit=np.concatenate(pools), held=np.concatenate(held_out))
-        original(self, module, collate, costs, y, weight, pools, held_out, *rest)
+    def spy(self, module, cells, *rest):
+        seen.update(fit=np.concatenate(cells.pools), held=np.concatenate(cells.held_out))
+        original(self, module, cells, *rest)
 
     monkeypatch.setattr(lora_training.Trainer, "__init__", spy)
     adata = cells(n_samples=20)
@@ -261,6 +263,95 @@ def test_validation_keeps_samples_whole(monkeypatch):
     calibrated = set(samples) - fit - held
     assert len(predictor.conformal.y) == 10 * len(calibrated) > 0
     assert len(predictor.training["validation"]) == 2 and {"loss", "auroc"} <= set(predictor.training["validation"][0])
+
+
+class Masked(TinyNetwork):
+    """The tiny network where padding adds nothing: an embedding does not depend on the cells of the same batch."""
+
+    def forward(self, batch):
+        values = batch["values"][..., None]
+        return self.out((torch.tanh(self.mix(self.genes(batch["ids"]) * values)) * (values != 0)).sum(1))
+
+
+class Dropped(TinyNetwork):
+    """The tiny network with dropout of its own."""
+
+    def forward(self, batch):
+        return nn.functional.dropout(super().forward(batch), 0.5, training=self.training)
+
+
+def tiny(network):
+    """The tiny model with its weights in another network."""
+    model = Tiny()
+    weights = model.network.state_dict()
+    model.network = network(len(SYMBOLS)).eval()
+    model.network.load_state_dict(weights)
+    return model
+
+
+@pytest.fixture
+def trainers(monkeypatch):
+    """Every trainer that is made."""
+    made = []
+    original = lora_training.Trainer.__init__
+
+    def spy(self, *args):
+        original(self, *args)
+        made.append(self)
+
+    monkeypatch.setattr(lora_training.Trainer, "__init__", spy)
+    return made
+
+
+@pytest.mark.parametrize("patience", [2, 100])
+def test_the_best_epoch_is_kept_whether_training_stops_or_runs_out(trainers, patience):
+    """On labels without meaning the validation loss soon rises, so that the last epoch is not the best."""
+    adata = cells(n_samples=16)
+    sensitive = np.random.default_rng(0).permutation(16)[adata.obs["sample"].str[1:].astype(int)] % 2 == 1
+    adata.obs["response"] = np.where(sensitive, "sensitive", "resistant")
+    options = {"epochs": 12, "lr": 5e-2, "batch_size": 16, "patience": patience, "early_stopping": True}
+    predictor = sd.tl.train(adata, tiny(Masked), lora_options=options, **QUICK)
+    losses = [v["loss"] for v in predictor.training["validation"]]
+    best = int(np.argmin(losses))
+    assert predictor.training["lora"]["best_epoch"] == best + 1 and losses[-1] > losses[best] + 0.01
+    assert len(losses) == (best + 3 if patience == 2 else 12)
+    held = np.concatenate(trainers[0].cells.held_out)
+    score = predictor.predict(adata)["score"].to_numpy(float)[held]
+    assert log_loss(sensitive[held], score) == pytest.approx(losses[best], abs=1e-5)
+
+
+@pytest.mark.parametrize("where", ["lora_options", "head_options"])
+def test_class_weights_enter_the_loss(where):
+    """With steps too small to move anything, the training loss is that of the scores, weighted."""
+    adata = cells(n_samples=15)[np.r_[0:10, 20:30, 30:150]].copy()
+    adata.obs["response"] = np.where(np.arange(adata.n_obs) < 20, "sensitive", "resistant")
+    options = {"epochs": 1, "lr": 1e-6, "batch_size": 200, "dropout": 0, "early_stopping": False}
+    given = {"lora_options": options, "head_options": {"hidden": (8,)}}
+    given[where] = {**given[where], "class_weight": "balanced"}
+    predictor = sd.tl.train(adata, Tiny(), **{**QUICK, **given})
+    score, truth = predictor.predict(adata)["score"].to_numpy(float), adata.obs["response"] == "sensitive"
+    weighted = log_loss(truth, score, sample_weight=compute_sample_weight("balanced", truth))
+    assert abs(weighted - log_loss(truth, score)) > 0.01, "the weights would not show"
+    assert predictor.training["training_loss"] == pytest.approx(weighted, abs=1e-4)
+
+
+def test_the_network_drops_nothing_unless_base_dropout():
+    def losses(network, **options):
+        options = {"epochs": 2, "lr": 1e-2, "dropout": 0, "early_stopping": False, **options}
+        return sd.tl.train(cells(), tiny(network), lora_options=options, **QUICK).training["losses"]
+
+    plain = losses(TinyNetwork)
+    assert losses(Dropped) == plain
+    assert losses(Dropped, base_dropout=True) != pytest.approx(plain, rel=1e-3)
+    assert losses(TinyNetwork, dropout=0.5) != pytest.approx(plain, rel=1e-3)
+
+
+def test_several_processes_are_refused(monkeypatch):
+    import accelerate
+
+    monkeypatch.setattr(accelerate.Accelerator, "num_processes", 2)
+    with pytest.raises(InputError, match="2 processes"):
+        sd.tl.train(cells(), Tiny(), lora_options={"epochs": 1}, **QUICK)
 
 
 def test_same_seed_same_adapters():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import anndata as ad
 import numpy as np
 import pytest
 from sklearn.calibration import CalibratedClassifierCV
@@ -123,6 +124,23 @@ def test_out_of_domain_flag():
     np.testing.assert_array_equal(flag.distance(X), again.distance(X))
 
 
+@pytest.mark.parametrize("grouped", [True, False])
+def test_out_of_domain_threshold_by_brute_force(grouped):
+    """With groups, a training cell's neighbours are those of other groups: its own lie far closer."""
+    from scipy.spatial.distance import cdist
+
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(8), 15)
+    X = rng.normal(scale=5, size=(8, 4))[groups] + rng.normal(size=(120, 4))
+    standard = (X - X.mean(0)) / X.std(0)
+    distances = cdist(standard, standard)
+    own = groups if grouped else np.arange(120)
+    distances[own[:, None] == own] = np.inf
+    nearest = np.sort(distances, axis=1)[:, :10].mean(1)
+    flag = OutOfDomain.fit(X, groups=groups if grouped else None, rng=0)
+    assert flag.threshold == pytest.approx(np.quantile(nearest, 0.99), rel=1e-6)
+
+
 def test_cells_off_the_training_plane_are_seen():
     rng = np.random.default_rng(1)
     plane = np.linalg.qr(rng.normal(size=(60, 5)))[0]
@@ -154,6 +172,24 @@ def test_sample_calls_against_drawn_bootstrap():
     assert sample_calls([0.9, 0.1], ["x", "x"])["call"].item() == "undecided"
     with pytest.raises(InputError):
         sample_calls([0.5], ["a", "b"])
+
+
+def test_a_tie_is_called_resistant_everywhere():
+    """A score of exactly one half is no evidence; the head, the predictor and the samples agree about it."""
+    from scdrugmap.predictor.predictor import ResponsePredictor
+    from scdrugmap.predictor.representation import ObsmRepresentation
+
+    state = {"layers.0.weight": np.array([[1.0], [0.0]], np.float32), "layers.0.bias": np.zeros(1, np.float32)}
+    head = MLPHead.from_state(state, ["resistant", "sensitive"])
+    adata = ad.AnnData(np.zeros((3, 1), np.float32))
+    adata.obsm["X_mine"] = np.array([[-1.0, 1], [0, 1], [1, 1]], np.float32)
+    frame = ResponsePredictor(head, ObsmRepresentation.open(adata, "X_mine", "rna")).predict(adata)
+    assert frame["score"].iloc[1] == 0.5
+    assert frame["pred"].astype(str).tolist() == ["resistant", "resistant", "sensitive"]
+    assert head.predict(adata.obsm["X_mine"]).tolist() == ["resistant", "resistant", "sensitive"]
+    table = sample_calls(frame["score"], ["a", "b", "c"])
+    assert table["fraction_resistant"].tolist() == [1.0, 1.0, 0.0]
+    assert sample_calls([0.3] * 9, ["a"] * 9, threshold=0.3)["call"].item() == "resistant"
 
 
 def test_labels_are_read_as_people_write_them():

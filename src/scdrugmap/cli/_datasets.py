@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(no_args_is_help=False, invoke_without_command=True)
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Key = Annotated[str, typer.Argument(help="Study, for example GSE140440.")]
 
 
@@ -21,16 +22,17 @@ def _list_by_default(context: typer.Context) -> None:
 def list_studies(
     tissue: Annotated[str | None, typer.Option(help="Only this tissue.")] = None,
     collection: Annotated[str | None, typer.Option(help="primary or external.")] = None,
+    json: Json = False,
 ) -> None:
     """List the curated studies."""
     import scdrugmap as sd
-    from scdrugmap.cli._runs import print_table
+    from scdrugmap.cli._console import print_table
 
     filters = {k: v for k, v in {"tissue": tissue, "collection": collection}.items() if v is not None}
     table = sd.datasets.catalogue(**filters).reset_index()
     wanted = ["key", "collection", "accession", "tissue", "cancer_type", "drug", "therapy_type", "n_cells"]
     columns = [c for c in wanted if c in table]
-    print_table(table[columns].astype(object).where(table[columns].notna(), ""), "studies", limit=100)
+    print_table(table if json else table[columns], "studies", limit=100, as_json=json)
 
 
 @app.command()
@@ -68,12 +70,14 @@ def where(key: Key) -> None:
 
 
 @app.command()
-def verify(key: Key) -> None:
-    """Check a fetched study against its recorded digests."""
+def verify(
+    key: Annotated[str | None, typer.Argument(help="Study; all if left out.")] = None, json: Json = False
+) -> None:
+    """Read studies again and compare them with their digests. Exit code 4 if a file is altered or missing."""
     from scdrugmap import download
+    from scdrugmap.cli._verify import optional_files, tell
 
-    download.verify("datasets", key)
-    typer.echo("verified")
+    tell(download.verify("datasets", key), optional_files("datasets"), as_json=json)
 
 
 @app.command()

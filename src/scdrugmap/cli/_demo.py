@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from scdrugmap.cli._console import console
+from scdrugmap.cli._io import write_frame
 from scdrugmap.cli._runs import print_summary
 
 STEPS = (
@@ -96,7 +97,7 @@ def run_demo(folder: Path, seed: int) -> None:
         step()
         write_cells(adata, folder / "cells.h5ad")
         table = pd.concat([pooled.table, cross.table], ignore_index=True)
-        table.to_csv(folder / "results.csv", index=False)
+        write_frame(table, folder / "results.csv", index=False)
         pooled.to_parquet(folder / "pooled")
         cross.to_parquet(folder / "cross")
         pooled.report(folder / "pooled.html")

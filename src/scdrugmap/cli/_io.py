@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from scdrugmap._errors import InputError, OutputError
+from scdrugmap._errors import InputError, OutputError, SpecError
+from scdrugmap._files import atomic_path
 
 
 def read_cells(path: Path) -> Any:
@@ -35,9 +36,9 @@ def read_cells(path: Path) -> Any:
 def check_writable(path: Path, *suffixes: str) -> None:
     """Raise unless a file of one of these kinds (or, without any, a folder) can be written; leave nothing behind."""
     if suffixes and path.suffix not in suffixes:
-        raise InputError("output", str(path), "a name ending with " + " or ".join(suffixes), "rename the output.")
+        raise SpecError("output", str(path), "a name ending with " + " or ".join(suffixes), "rename the output.")
     if not suffixes and path.is_file():
-        raise InputError("output", str(path), "a folder", "choose a name that is not a file.")
+        raise SpecError("output", str(path), "a folder", "choose a name that is not a file.")
     folder = path if not suffixes else path.parent
     absent = [f for f in (folder, *folder.parents) if not f.exists()]
     try:
@@ -50,22 +51,29 @@ def check_writable(path: Path, *suffixes: str) -> None:
             if made.is_dir():
                 made.rmdir()
     if not writable:
-        raise InputError("output", str(path), "a place that can be written", "choose another folder.")
+        raise SpecError("output", str(path), "a place that can be written", "choose another folder.")
 
 
 def check_kind(cells: Any, path: Path) -> None:
     """Raise unless the kind of file fits what is to be written into it."""
     suffix = ".h5mu" if hasattr(cells, "mod") else ".h5ad"
     if path.suffix in (".h5ad", ".h5mu") and path.suffix != suffix:
-        raise InputError("output", str(path), f"a {suffix} file, as the input", f"call it {path.stem}{suffix}.")
+        raise SpecError("output", str(path), f"a {suffix} file, as the input", f"call it {path.stem}{suffix}.")
 
 
 def write_cells(cells: Any, path: Path) -> None:
-    """Write through a temporary name, so that a kill leaves no half file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial{path.suffix}")
-    if path.suffix == ".h5mu":
-        cells.write_h5mu(temporary)
-    else:
-        cells.write_h5ad(temporary)
-    temporary.replace(path)
+    """Write cells, whole or not at all."""
+    with atomic_path(path) as temporary:
+        if path.suffix == ".h5mu":
+            cells.write_h5mu(temporary)
+        else:
+            cells.write_h5ad(temporary)
+
+
+def write_frame(frame: Any, path: Path, *, index: bool = True) -> None:
+    """Write a table as CSV or Parquet, by its name, whole or not at all."""
+    with atomic_path(path) as temporary:
+        if path.suffix == ".csv":
+            frame.to_csv(temporary, index=index)
+        else:
+            frame.to_parquet(temporary)

@@ -9,6 +9,7 @@ import typer
 
 app = typer.Typer(no_args_is_help=False, invoke_without_command=True)
 Name = Annotated[str, typer.Argument(help="Model, or key of the checkpoint registry.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Accept = Annotated[bool, typer.Option("--accept-licence", help="Accept the licence that is shown.")]
 
 
@@ -19,14 +20,14 @@ def _list_by_default(context: typer.Context) -> None:
 
 
 @app.command("list")
-def list_models() -> None:
+def list_models(json: Json = False) -> None:
     """List all models."""
     import scdrugmap as sd
-    from scdrugmap.cli._runs import print_table
+    from scdrugmap.cli._console import print_table
 
     table = sd.models.list().reset_index()
     columns = ["name", "kind", "year", "dim", "n_parameters", "gene_id", "context", "weights_licence"]
-    print_table(table[columns].astype(object).where(table[columns].notna(), ""), "models")
+    print_table(table if json else table[columns], "models", as_json=json)
 
 
 @app.command()
@@ -58,12 +59,16 @@ def where(name: Name) -> None:
 
 
 @app.command()
-def verify(name: Name) -> None:
-    """Check a fetched checkpoint against its recorded digests."""
+def verify(
+    name: Annotated[str | None, typer.Argument(help="Model or key; all if left out.")] = None, json: Json = False
+) -> None:
+    """Read checkpoints again and compare them with their digests. Exit code 4 if a file is altered or missing."""
     import scdrugmap as sd
+    from scdrugmap import download
+    from scdrugmap.cli._verify import optional_files, tell
 
-    sd.models.verify(name)
-    typer.echo("verified")
+    frame = download.verify("checkpoints") if name is None else sd.models.verify(name)
+    tell(frame, optional_files("checkpoints"), as_json=json)
 
 
 @app.command()

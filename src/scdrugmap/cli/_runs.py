@@ -1,110 +1,203 @@
-"""From a run specification to files."""
+"""From a run specification to files: check, read, call the tool, write what it returned."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+import typer
 
-from scdrugmap._errors import InputError, UnknownNameError
-from scdrugmap.cli._console import console
-from scdrugmap.cli._io import check_kind, check_writable, read_cells, write_cells
-from scdrugmap.spec import BenchmarkSpec, EmbedSpec, PredictSpec, RunSpec, TrainSpec
+from scdrugmap._errors import InputError, SpecError
+from scdrugmap._files import write_text
+from scdrugmap.cli._console import console, print_json, print_table
+from scdrugmap.cli._exit import PARTLY
+from scdrugmap.cli._io import check_kind, check_writable, read_cells, write_cells, write_frame
+from scdrugmap.spec import BenchmarkSpec, PredictSpec, RunSpec, TrainSpec, extra_of
 
 RUN = "scdrugmap_run"
 
 
-def run_embed(spec: EmbedSpec) -> None:
-    """Embed and write the cells."""
-    import scdrugmap as sd
+def run(spec: RunSpec, as_json: bool = False) -> None:
+    """Run the tool of a specification and write its result.
 
-    check_writable(spec.output, ".h5ad", ".h5mu")
+    Parameters
+    ----------
+    spec
+        What to run.
+    as_json
+        Print what was written as JSON.
+    """
+    _check(spec)
     cells = read_cells(spec.input)
     check_kind(cells, spec.output)
-    call(
-        sd.tl.embed, spec.options, cells, spec.model if len(spec.model) > 1 else spec.model[0], checkpoint=spec.checkpoint, layer=spec.layer,
-        key_added=spec.key_added, batch_size=spec.batch_size, device=spec.device, precision=spec.precision,
-        groups=spec.groups, rng=spec.seed, store=spec.store, mod=spec.mod,
-    )  # fmt: skip
-    _write(cells, spec)
-    slots = spec.key_added or ", ".join(f"X_{sd.models.info(m).key}" for m in spec.model)
-    console.print(f"wrote {spec.output} with obsm {slots} for {cells.n_obs:,} cells")
+    spec, result = _call(spec, cells, quiet=as_json)
+    if result is None:
+        _write_annotated(spec, cells, as_json)
+    elif isinstance(spec, TrainSpec):
+        _write_predictor(spec, result, as_json)
+    else:
+        _write_benchmark(spec, result, as_json)
 
 
-def run_train(spec: TrainSpec) -> None:
-    """Train and save a predictor."""
+def _check(spec: RunSpec) -> None:
+    """Refuse what cannot be written or found, before anything is read."""
+    check_writable(spec.output, *spec.endings)
+    if isinstance(spec, TrainSpec) and not spec.overwrite and spec.output.is_dir() and any(spec.output.iterdir()):
+        raise SpecError("output", str(spec.output), "an empty or new folder", "pass --overwrite or another name.")
+    if isinstance(spec, PredictSpec) and spec.predictor is not None and not spec.predictor.is_dir():
+        raise SpecError("predictor", str(spec.predictor), "the folder of a saved predictor", "train one first.")
+
+
+def _call(spec: RunSpec, cells: Any, *, quiet: bool) -> tuple[RunSpec, Any]:
+    """Call the tool; return what ran, and what the tool returned."""
     import scdrugmap as sd
 
-    check_writable(spec.output)
-    if not spec.overwrite and spec.output.is_dir() and any(spec.output.iterdir()):
-        raise InputError("output", str(spec.output), "an empty or new folder", "pass --overwrite or another name.")
-    cells = read_cells(spec.input)
-    predictor = call(
-        sd.tl.train, spec.options, cells, **_given(model=spec.model, use_rep=spec.use_rep, checkpoint=spec.checkpoint, layer=spec.layer),
-        strategy=spec.strategy, label_key=spec.label_key, groups=spec.groups, head=spec.head, device=spec.device,
-        rng=spec.seed, mod=spec.mod,
-    )  # fmt: skip
+    room, name = spec.tool.split(".")
+    function = getattr(getattr(sd, room), name)
+    if isinstance(spec, BenchmarkSpec):
+        spec = _effective(spec)
+    given = spec.arguments(function)
+    for field, about in type(spec).model_fields.items():
+        if extra_of(about).get("reads") == "cells" and field in given:
+            given[field] = read_cells(given[field])
+    with contextlib.ExitStack() as stack:
+        given |= stack.enter_context(_machine(spec, function))
+        if "on_unit" in inspect.signature(function).parameters and not quiet:
+            from scdrugmap.cli._live import LiveScores
+
+            live = stack.enter_context(LiveScores())
+            given |= {"on_unit": live.update, "progress": False if console.is_terminal else None}
+        try:
+            return spec, function(cells, **given)
+        except InputError as error:
+            if type(error) is InputError and error.argument in spec.options:
+                raise SpecError(error.argument, error.found, error.expected, error.fix) from error
+            raise
+
+
+def _effective(spec: BenchmarkSpec) -> BenchmarkSpec:
+    """Fill in what a preset and the output decide, so that the record says what ran."""
+    from scdrugmap.tl._benchmark import PRESETS
+
+    fields = type(spec).model_fields
+    changes = PRESETS.get(spec.preset or "", {})
+    left_out = {n: v for n, v in changes.items() if getattr(spec, n) == fields[n].default}
+    store = spec.store or spec.output / "store"
+    return type(spec).model_validate(spec.model_dump() | left_out | {"store": store})
+
+
+@contextlib.contextmanager
+def _machine(spec: RunSpec, function: Any) -> Iterator[dict[str, Any]]:
+    """Give a tool without arguments for the machine its settings, and its networks their batch size."""
+    from scdrugmap.settings import settings
+
+    known = inspect.signature(function).parameters
+    given: dict[str, Any] = {}
+    size = getattr(spec, "batch_size", None)
+    if size is not None and "batch_size" not in known and isinstance(spec, BenchmarkSpec):
+        options = {name: dict(values) for name, values in (spec.embed_options or {}).items()}
+        for name in _networks(spec.models):
+            options.setdefault(name, {}).setdefault("batch_size", size)
+        given["embed_options"] = options or None
+    before = {}
+    for name in ("device", "precision"):
+        value = getattr(spec, name, None)
+        if value is not None and name not in known:
+            before[name] = getattr(settings, name)
+            setattr(settings, name, value)
+    try:
+        yield given
+    finally:
+        for name, value in before.items():
+            setattr(settings, name, value)
+
+
+def _networks(names: list[str]) -> list[str]:
+    from scdrugmap._errors import UnknownNameError
+    from scdrugmap.models import registry
+
+    out = []
+    for name in names:
+        with contextlib.suppress(UnknownNameError):  # a key of obsm
+            if registry.get(name).card.kind == "network":
+                out.append(name)
+    return out
+
+
+def _write_annotated(spec: RunSpec, cells: Any, as_json: bool) -> None:
+    """Write cells that a tool has annotated, or the table of its columns."""
+    obs = (cells.mod[spec.mod] if hasattr(cells, "mod") else cells).obs
+    said: dict[str, Any] = {"output": str(spec.output), "cells": int(cells.n_obs)}
+    if isinstance(spec, PredictSpec):
+        said["calls"] = {str(k): int(n) for k, n in obs[f"{spec.key_added}_pred"].value_counts(dropna=False).items()}
+        if spec.output.suffix in (".csv", ".parquet"):
+            said |= _write_tables(spec, cells, obs)
+    if spec.output.suffix in (".h5ad", ".h5mu"):
+        cells.uns[RUN] = spec.to_yaml()
+        write_cells(cells, spec.output)
+    if as_json:
+        return print_json(**said)
+    calls = ", ".join(f"{n:,} {name}" for name, n in said.get("calls", {}).items())
+    slots = "" if calls else f" with obsm {_slots(spec)} for {cells.n_obs:,} cells"
+    console.print(f"wrote {spec.output}{slots}" + (f": {calls}" if calls else ""))
+    if "samples" in said:
+        console.print(f"wrote {said['samples']} with a call for each sample")
+
+
+def _write_tables(spec: PredictSpec, cells: Any, obs: Any) -> dict[str, str]:
+    """Write the columns of the prediction and, where samples were named, their table beside them."""
+    columns = [c for c in obs if str(c).startswith(f"{spec.key_added}_")]
+    write_frame(obs[columns].rename_axis("cell"), spec.output)
+    write_text(spec.output.with_suffix(".run.yaml"), spec.to_yaml())
+    record = (cells.mod[spec.mod] if hasattr(cells, "mod") else cells).uns[spec.key_added]
+    if "samples" not in record:
+        return {}
+    target = spec.output.with_name(f"{spec.output.stem}.samples{spec.output.suffix}")
+    write_frame(record["samples"], target)
+    return {"samples": str(target)}
+
+
+def _slots(spec: Any) -> str:
+    import scdrugmap as sd
+
+    return spec.key_added or ", ".join(f"X_{sd.models.info(m).key}" for m in spec.model)
+
+
+def _write_predictor(spec: RunSpec, predictor: Any, as_json: bool) -> None:
     predictor.save(spec.output, overwrite=True)
-    (spec.output / "run.yaml").write_text(spec.to_yaml())
+    write_text(spec.output / "run.yaml", spec.to_yaml())
+    if as_json:
+        return print_json(output=str(spec.output), card=str(spec.output / "README.md"))
     console.print(f"saved {spec.output}/ (card: {spec.output / 'README.md'})")
     console.print(f"next: scdrugmap predict query.h5ad --predictor {spec.output} -o predicted.h5ad")
 
 
-def run_predict(spec: PredictSpec) -> None:
-    """Predict and write cells or a table."""
-    import scdrugmap as sd
-
-    check_writable(spec.output, ".h5ad", ".h5mu", ".csv", ".parquet")
-    if not spec.predictor.is_dir():
-        raise InputError("predictor", str(spec.predictor), "the folder of a saved predictor", "train one first.")
-    cells = read_cells(spec.input)
-    check_kind(cells, spec.output)
-    call(
-        sd.tl.predict_response, spec.options, cells, spec.predictor, key_added=spec.key_added, layer=spec.layer, device=spec.device, rng=spec.seed,
-        mod=spec.mod,
-    )  # fmt: skip
-    spec.output.parent.mkdir(parents=True, exist_ok=True)
-    obs = (cells.mod[spec.mod] if hasattr(cells, "mod") else cells).obs
-    columns = [c for c in obs if str(c).startswith(f"{spec.key_added}_")]
-    if spec.output.suffix == ".csv":
-        obs[columns].to_csv(spec.output, index_label="cell")
-        spec.output.with_suffix(".run.yaml").write_text(spec.to_yaml())
-    elif spec.output.suffix == ".parquet":
-        obs[columns].rename_axis("cell").to_parquet(spec.output)
-        spec.output.with_suffix(".run.yaml").write_text(spec.to_yaml())
-    else:
-        _write(cells, spec)
-    counts = obs[f"{spec.key_added}_pred"].value_counts(dropna=False)
-    console.print(f"wrote {spec.output}: " + ", ".join(f"{n:,} {name}" for name, n in counts.items()))
-
-
-def run_benchmark(spec: BenchmarkSpec) -> None:
-    """Benchmark and write table, report and specification into a folder."""
-    import scdrugmap as sd
-    from scdrugmap.cli._live import LiveScores
-
-    check_writable(spec.output)
-    cells = read_cells(spec.input)
-    if spec.device is not None:
-        sd.settings.device = spec.device
-    with LiveScores() as live:
-        result = call(
-            sd.tl.benchmark, spec.options, cells, models=spec.models, strategy=spec.strategy, setting=spec.setting,
-            by=spec.by, split=spec.split, label_key=spec.label_key, study_key=spec.study_key,
-            sample_key=spec.sample_key, n_folds=spec.n_folds, store=spec.store or spec.output / "store",
-            rng=spec.seed, mod=spec.mod, on_unit=live.update, progress=False if console.is_terminal else None,
-            **_given(preset=spec.preset, n_jobs=spec.n_jobs, layer=spec.layer,
-                     head=None if spec.preset else spec.head),
-        )  # fmt: skip
+def _write_benchmark(spec: RunSpec, result: Any, as_json: bool) -> None:
+    """Write tables, report and specification; a category that could not be evaluated makes it partly done."""
     result.to_parquet(spec.output / "result")
-    result.table.to_csv(spec.output / "results.csv", index=False)
+    write_frame(result.table, spec.output / "results.csv", index=False)
     result.report(spec.output / "report.html")
-    (spec.output / "run.yaml").write_text(spec.to_yaml())
-    print_summary(result, f"{spec.setting}, split by {spec.split} [95 % interval over samples or studies]")
-    console.print(f"wrote {spec.output}/: result/ (Parquet), results.csv, report.html, run.yaml")
+    write_text(spec.output / "run.yaml", spec.to_yaml())
+    missing = sorted({f"{p.category or 'all cells'}: {p.reason}" for p in result.partitions if p.reason})
+    if as_json:
+        print_table(result.summary(), "", as_json=True)
+    else:
+        print_summary(
+            result,
+            f"{_listed(spec, 'setting')}, split by {_listed(spec, 'split')} [95 % interval over samples or studies]",
+        )
+        console.print(f"wrote {spec.output}/: result/ (Parquet), results.csv, report.html, run.yaml")
+    if missing:
+        typer.echo("not evaluated: " + "; ".join(missing), err=True)
+        raise typer.Exit(PARTLY)
+
+
+def _listed(spec: RunSpec, name: str) -> str:
+    value = getattr(spec, name)
+    return value if isinstance(value, str) else " and ".join(value)
 
 
 def run_report(results: Path, output: Path) -> None:
@@ -119,18 +212,6 @@ def run_report(results: Path, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     result.report(output)
     console.print(f"wrote {output}")
-
-
-def print_table(frame: Any, title: str, limit: int = 40) -> None:
-    """Print a data frame; long ones are cut with a word about it."""
-    table = Table(title=title, title_justify="left")
-    for column in frame.columns:
-        table.add_column(str(column), overflow="fold")
-    for row in frame.head(limit).itertuples(index=False):
-        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row))
-    console.print(table)
-    if len(frame) > limit:
-        console.print(f"... and {len(frame) - limit} more rows")
 
 
 def print_summary(result: Any, title: str) -> None:
@@ -151,25 +232,3 @@ def print_summary(result: Any, title: str) -> None:
         else list(dict.fromkeys(table["model"]))
     )  # fmt: skip
     print_table(wide.reset_index(), title)
-
-
-def _write(cells: Any, spec: RunSpec) -> None:
-    cells.uns[RUN] = spec.to_yaml()
-    write_cells(cells, spec.output)
-
-
-def call(function: Callable[..., Any], options: Mapping[str, Any], *cells: Any, **given: Any) -> Any:
-    """Call a tool with the fields of the specification and its further options."""
-    known = inspect.signature(function).parameters
-    for name in options:
-        if name in given:
-            raise InputError(
-                "options", name, "options that have no field of their own", f"set the field {name} instead."
-            )
-        if name not in known and all(p.kind is not p.VAR_KEYWORD for p in known.values()):
-            raise UnknownNameError("options", name, [n for n in known if n not in given])
-    return function(*cells, **given, **options)
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    return {k: v for k, v in values.items() if v is not None}

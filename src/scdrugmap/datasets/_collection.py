@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from scdrugmap._errors import (
     ScDrugMapWarning,
     UnknownNameError,
 )
+from scdrugmap._files import place
 from scdrugmap._keys import CLASSES, KEYS
 from scdrugmap.datasets._catalogue import catalogue
 from scdrugmap.datasets._fetch import Source, fetch
@@ -123,7 +123,7 @@ class Collection(Mapping[str, ad.AnnData]):
             joined = str(Path(scratch) / "joined.h5ad")
             concat_on_disk(files, joined, join=join, label="dataset", fill_value=0)
             _restore_tables(Path(joined), var)
-            shutil.move(joined, path)
+            place(Path(joined), path)
         return ad.read_h5ad(path, backed="r")
 
 

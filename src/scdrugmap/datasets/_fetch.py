@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import anndata as ad
 
 from scdrugmap._errors import UnknownNameError
+from scdrugmap._files import atomic_path
 from scdrugmap._keys import CLASSES, KEYS
 from scdrugmap.datasets import loaders
 from scdrugmap.datasets._catalogue import find_study, sources_of
@@ -88,13 +88,8 @@ def fetch(
     if converted is None:
         return _label(_load(given, row, chosen), row, chosen, entry_key)
     if not converted.exists():
-        converted.parent.mkdir(parents=True, exist_ok=True)
-        scratch = converted.with_name(f".{os.getpid()}-{converted.name}")
-        try:
+        with atomic_path(converted) as scratch:
             _convert(given, row, chosen, entry_key, scratch)
-            scratch.replace(converted)
-        finally:
-            scratch.unlink(missing_ok=True)
     return ad.read_h5ad(converted, backed="r" if backed else None)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ import numpy as np
 import pandas as pd
 from anndata.io import write_elem
 from scipy import sparse
+
+from scdrugmap._files import atomic_path
 
 
 class CsrWriter:
@@ -77,20 +78,15 @@ def write_h5ad(
     uns
         Unstructured annotation.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with h5py.File(partial, "w") as file:
-            file.attrs["encoding-type"] = "anndata"
-            file.attrs["encoding-version"] = "0.1.0"
-            writer = CsrWriter(file, "X", len(var))
-            for block in blocks:
-                writer.append(block)
-            writer.close()
-            write_elem(file, "obs", obs())
-            write_elem(file, "var", var)
-            write_elem(file, "uns", dict(uns))
-            for empty in ("layers", "obsm", "varm", "obsp", "varp"):
-                write_elem(file, empty, {})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_path(path) as partial, h5py.File(partial, "w") as file:
+        file.attrs["encoding-type"] = "anndata"
+        file.attrs["encoding-version"] = "0.1.0"
+        writer = CsrWriter(file, "X", len(var))
+        for block in blocks:
+            writer.append(block)
+        writer.close()
+        write_elem(file, "obs", obs())
+        write_elem(file, "var", var)
+        write_elem(file, "uns", dict(uns))
+        for empty in ("layers", "obsm", "varm", "obsp", "varp"):
+            write_elem(file, empty, {})

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 from scdrugmap._errors import DownloadError, InputError
+from scdrugmap._files import place
 from scdrugmap.download.transfer import need_space
 
 
@@ -100,6 +101,6 @@ def _move(folder: Path, target: Path) -> list[Path]:
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         final = target / path.relative_to(folder)
         final.parent.mkdir(parents=True, exist_ok=True)
-        path.replace(final)
+        place(path, final)
         written.append(final)
     return written

@@ -24,6 +24,7 @@ from scdrugmap._errors import (
     ScDrugMapError,
     UnknownNameError,
 )
+from scdrugmap._files import write_text
 from scdrugmap._logging import get_logger
 from scdrugmap.download import doi, inventory, ledger
 from scdrugmap.download.catalog import Entry, FileSpec, Kind, expand, find, hf_endpoint, licence_line
@@ -258,4 +259,4 @@ def _write_vocabulary(path: Path) -> None:
         names = sorted(data, key=data.__getitem__) if isinstance(data, dict) else [str(n) for n in data]
     except (ValueError, TypeError) as error:
         raise IntegrityError(f"{path.name}: the source is not a JSON vocabulary ({error}).") from error
-    path.write_text("\n".join(n for n in names if not re.fullmatch(r"[<\[].*[>\]]", n)), encoding="utf-8")
+    write_text(path, "\n".join(n for n in names if not re.fullmatch(r"[<\[].*[>\]]", n)))

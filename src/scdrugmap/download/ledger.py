@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from scdrugmap._errors import DownloadError
+from scdrugmap._files import write_text
 from scdrugmap.download.catalog import Entry, FileSpec, normalise
 
 Record = dict[str, Any]
@@ -68,10 +68,7 @@ def change(edit: Callable[[dict[str, Record]], Any], path: Path | None = None) -
     with FileLock(path.with_suffix(".lock")):
         records = read(path)
         edit(records)
-        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-")
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            json.dump(records, out, indent=1, sort_keys=True)
-        Path(scratch).replace(path)
+        write_text(path, json.dumps(records, indent=1, sort_keys=True))
 
 
 def name_of(entry: Entry, spec: FileSpec) -> str:

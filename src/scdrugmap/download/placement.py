@@ -10,6 +10,7 @@ from pathlib import Path
 import pooch
 from filelock import Timeout
 
+from scdrugmap._files import place
 from scdrugmap._logging import get_logger
 from scdrugmap.download import archives, inventory, ledger
 from scdrugmap.download.catalog import Entry, FileSpec
@@ -41,7 +42,7 @@ def settle(
     final.parent.mkdir(parents=True, exist_ok=True)
     record = ledger.read()[ledger.name_of(entry, spec)]
     if spec.unpack is None:
-        path.replace(final)
+        place(path, final)
         return ledger.note(entry, spec, record | ledger.stamp(final))
     members = archives.unpack(path, folder / spec.unpack)
     path.unlink()

@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from email.utils import parsedate_to_datetime
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
 
 from scdrugmap._errors import DownloadError, IntegrityError, LicenceError
+from scdrugmap._files import place, write_json
+from scdrugmap._retry import Backoff, passing, retry_after
 
 if TYPE_CHECKING:
     import requests
@@ -29,8 +29,9 @@ TIMEOUT = (15.0, 60.0)
 PATIENCE = 5
 #: The longest wait, in seconds, that a server may ask for.
 LONGEST_WAIT = 120.0
+#: Seconds before the second try, and the most.
+BACKOFF = (1.0, 30.0)
 DISK_MARGIN = 64 << 20
-RETRIED = {408, 425, 429, 500, 502, 503, 504}
 
 
 class _Retry(Exception):
@@ -106,7 +107,7 @@ class Transfer:
     def __call__(self, url: str, output_file: str | os.PathLike[str], pooch: Any = None) -> None:
         """Fetch ``url`` into ``output_file``; the signature is pooch's."""
         self.fetch(url)
-        self.part.replace(output_file)
+        place(self.part, Path(output_file))
         self.meta.unlink(missing_ok=True)
 
     def fetch(self, url: str) -> Path:
@@ -116,6 +117,7 @@ class Transfer:
 
         self.part.parent.mkdir(parents=True, exist_ok=True)
         fruitless, best, reason = 0, self._have(url), ""
+        backoff = Backoff(*BACKOFF)
         with requests.Session() as session, _bar(self.progress, self.size, url) as bar:
             while fruitless < PATIENCE:
                 wait: float | None = None
@@ -136,7 +138,7 @@ class Transfer:
                 have = self._have(url)
                 fruitless, best = (0, have) if have > best else (fruitless + 1, best)
                 if fruitless < PATIENCE:
-                    self.sleep(_pause(fruitless) if wait is None else wait)
+                    self.sleep(backoff.seconds(fruitless) if wait is None else wait)
         raise DownloadError(
             f"{url}: gave up after {PATIENCE} tries without progress ({reason}). Fix: call again later, the "
             f"{best:,} bytes that arrived are kept and the transfer continues there."
@@ -194,8 +196,8 @@ class Transfer:
     def _refuse(self, answer: requests.Response, url: str) -> None:
         """Raise for every answer that is not the file."""
         code, headers = answer.status_code, answer.headers
-        if code in RETRIED:
-            raise _Retry(f"HTTP {code}", _retry_after(headers.get("Retry-After"), url))
+        if passing(code):
+            raise _Retry(f"HTTP {code}", _asked(headers, url))
         if code in (401, 403):
             raise LicenceError(
                 f"{url}: HTTP {code}, the server wants a login or an accepted licence, or turns scripts away. Fix: "
@@ -235,7 +237,7 @@ class Transfer:
         with self.part.open("r+b" if self.part.exists() else "wb", buffering=0) as out:
             out.truncate(start)
             out.seek(start)
-            self.meta.write_text(json.dumps(meta))
+            write_json(self.meta, meta)
             bar.reset()
             bar.total = total or self.size
             bar.update(start)
@@ -314,24 +316,14 @@ def _encoded(answer: requests.Response) -> bool:
     return answer.headers.get("Content-Encoding", "identity").lower() not in ("", "identity")
 
 
-def _pause(fruitless: int) -> float:
-    """Seconds before the next try: doubling, with some jitter so that clients spread out."""
-    return float(min(2.0**fruitless, 30.0) * random.uniform(0.75, 1.25))
-
-
-def _retry_after(text: str | None, url: str) -> float | None:
-    """Seconds that the server asks us to wait, given in seconds or as a date."""
-    if not text:
-        return None
-    try:
-        wait = float(text) if text.strip().isdigit() else parsedate_to_datetime(text).timestamp() - time.time()
-    except (TypeError, ValueError):
-        return None
-    if wait > LONGEST_WAIT:
+def _asked(headers: Mapping[str, str], url: str) -> float | None:
+    """Seconds that the server asks us to wait, unless it asks for too many."""
+    wait = retry_after(headers)
+    if wait is not None and wait > LONGEST_WAIT:
         raise DownloadError(
             f"{url}: the server is busy and asks to come back in {wait:.0f} seconds. Fix: call again then."
         )
-    return max(wait, 0.0)
+    return wait
 
 
 def _looks_like_html(chunk: bytes) -> bool:

@@ -1,16 +1,14 @@
-"""Embedding on a cluster: each chunk of a dask array is one task, and a worker process loads the model once.
+"""Runs on a cluster: each chunk of a dask array is one task, and a worker process loads the model once.
 
-The engine asks :func:`connect` whether a cluster should do the work. Workers get a description of the model (class,
-checkpoint, options) and load it from the files that they see; a model that exists only in the caller's memory travels
-with its state. A worker that dies takes no result along: dask hands its chunks out again.
+Workers get a description of the model (class, checkpoint, options) and load it from the files that they see; a model
+that exists only in the caller's memory travels with its state. A worker that dies takes no result along: dask hands
+its chunks out again.
 """
 
 from __future__ import annotations
 
 import hashlib
-import sys
 import threading
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,12 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from scdrugmap._errors import CheckpointError, InputError, ScDrugMapWarning
+from scdrugmap._device import Engine
+from scdrugmap._errors import CheckpointError, InputError
+from scdrugmap.embedding.runner import BLOCK, LocalRun, Run, Work, block_digest, resolved
+from scdrugmap.embedding.source import CountSource
 
 if TYPE_CHECKING:
-    from scdrugmap.embedding.runner import Work
-    from scdrugmap.embedding.source import CountSource
     from scdrugmap.embedding.store import EmbeddingStore
     from scdrugmap.models.base import NetworkModel
     from scdrugmap.models.kit.counts import Alignment
@@ -32,36 +32,6 @@ if TYPE_CHECKING:
 _LOADED: dict[str, NetworkModel] = {}
 #: A process embeds one chunk at a time: its threads serve the network, not several networks at once.
 _LOCK = threading.Lock()
-
-
-def active_client() -> Any | None:
-    """Return the ``dask.distributed`` client of joblib's context, or the one that is open in this process.
-
-    ``None`` without a client, and inside a task, which does its own work.
-
-    Examples
-    --------
-    >>> active_client() is None
-    True
-    """
-    distributed = sys.modules.get("distributed")
-    if distributed is None:
-        return None
-    try:
-        distributed.get_worker()
-    except ValueError:
-        pass
-    else:
-        return None
-    from joblib.parallel import get_active_backend
-
-    client = getattr(get_active_backend()[0], "client", None)
-    if client is None:
-        try:
-            client = distributed.default_client()
-        except ValueError:
-            return None
-    return client if client.status == "running" and not client.asynchronous else None
 
 
 @dataclass(frozen=True)
@@ -102,7 +72,6 @@ class Origin:
             path = registry.resolve_checkpoint(model.card, origin.checkpoint).resolve()
             return replace(origin, cls=type(model), path=str(path), digest=model.digest)
         import cloudpickle
-        import torch
 
         try:
             return cls(state=cloudpickle.dumps(model.to(torch.device("cpu"))))
@@ -163,98 +132,86 @@ class Job:
 
     origin: Origin
     alignment: Alignment
-    device: str
-    precision: str
-    batch_size: int | None
+    engine: Engine
     rows_per_block: int
     survey: Any = None
 
 
-def connect(
-    source: CountSource, model: NetworkModel, origin: Origin | None, device: str | None, precision: str | None
-) -> Cluster | None:
-    """Return the cluster that should embed ``source``: there is one if it is a dask array and a client is active.
+class ClusterRun(Run):
+    """A run whose blocks or groups are tasks of a ``dask.distributed`` client.
+
+    Parameters
+    ----------
+    client
+        The client.
+    origin
+        How the model was loaded; ``None`` sends the model itself.
+    model, source, alignment, engine, block_size
+        As in :class:`scdrugmap.embedding.runner.Run`; ``source`` is a dask array.
 
     Raises
     ------
     InputError
         If the workers lack the device, or the model cannot get there.
     """
-    client = active_client() if source.is_dask else None
-    if client is None:
-        return None
-    if model.sequential:
-        warnings.warn(
-            f"{model.card.name} with these options draws from one stream over the cells in file order: "
-            "it runs in this process and not on the workers",
-            ScDrugMapWarning,
-            stacklevel=5,
+
+    def __init__(
+        self, client: Any, origin: Origin | None, model: NetworkModel, source: CountSource, alignment: Alignment,
+        engine: Engine, block_size: int = BLOCK,
+    ) -> None:  # fmt: skip
+        from scdrugmap.settings import settings
+
+        self.client, self.origin = client, Origin.of(model, origin)
+        asked = replace(
+            engine, device=engine.device or settings.device, precision=engine.precision or settings.precision
         )
-        return None
-    from scdrugmap.settings import settings
+        # One worker chooses for all, so that every cell is computed with the same arithmetic.
+        super().__init__(model, source, alignment, client.submit(_place, asked, pure=False).result(), block_size)
 
-    described = Origin.of(model, origin)
-    asked = device or settings.device, precision or settings.precision
-    # One worker chooses for all, so that every cell is computed with the same arithmetic.
-    place = client.submit(_place, *asked, pure=False).result()
-    return Cluster(client, described, *place)
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A client, the model's origin, and the device and precision of all its workers."""
-
-    client: Any
-    origin: Origin
-    device: str
-    precision: str
-
-    def job(self, alignment: Alignment, batch_size: int | None, rows_per_block: int, survey: Any = None) -> Job:
+    def job(self, survey: Any = None) -> Job:
         """Describe the work that the tasks share."""
-        return Job(self.origin, alignment, self.device, self.precision, batch_size, rows_per_block, survey)
+        return Job(self.origin, self.alignment, self.engine, self.rows_per_block, survey)
 
-    def blocks(
-        self, X: Any, job: Job, store: EmbeddingStore | None, work: Work, *, fixed: bool
-    ) -> Iterator[tuple[int, int, np.ndarray | None]]:
+    def blocks(self, store: EmbeddingStore | None) -> Iterator[tuple[int, int, np.ndarray | None]]:
         """Yield ``(first row, rows, values)`` as tasks end; ``None`` for values that the store holds already.
 
-        With ``fixed``, tasks are the blocks of the engine instead of the chunks of the array.
+        Tasks are the chunks of the array, or the blocks of the engine where a store or a recipe needs those.
         """
-        size = job.rows_per_block
-        X = X.rechunk({0: size, 1: -1} if fixed or store is not None else {1: -1})
+        size, X = self.rows_per_block, self.source.X
+        fixed = self.model.block_multiple > 1 or store is not None
+        X = X.rechunk({0: size, 1: -1} if fixed else {1: -1})
         starts = np.concatenate([[0], np.cumsum(X.chunks[0])]).astype(int)
         marks = [b""] * len(X.chunks[0]) if store is None else [bytes(m) for m in np.asarray(store.done[:])]
         arguments = [(chunk, int(starts[i]), marks[i]) for i, chunk in enumerate(X.to_delayed().ravel())]
-        for i, (part, mark, done) in self._run(embed_chunk, arguments, job):
+        for i, (part, mark, done) in self._run(embed_chunk, arguments, self.job(self.survey())):
             first, rows = int(starts[i]), int(X.chunks[0][i])
             if part is None:
-                work.n_resumed += rows
+                self.work.n_resumed += rows
             elif store is not None:
                 store.write(first // size, first, part, mark)
-            work.add(done)
+            self.work.add(done)
             yield first, rows, part
 
-    def grouped(
-        self, X: Any, job: Job, groups: np.ndarray | None, work: Work
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def grouped(self, context: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield ``(rows, values)`` group by group: cells that see each other are one task."""
-        codes = np.zeros(X.shape[0], dtype=int) if groups is None else np.unique(groups, return_inverse=True)[1]
+        X = self.source.X
+        codes = np.zeros(X.shape[0], dtype=int) if context is None else np.unique(context, return_inverse=True)[1]
         members = [np.flatnonzero(codes == code) for code in range(codes.max(initial=-1) + 1)]
         arguments = [(X[rows].rechunk(-1).to_delayed().ravel()[0],) for rows in members]
-        for i, (part, done) in self._run(embed_group, arguments, job):
-            work.add(done)
+        for i, (part, done) in self._run(embed_group, arguments, self.job()):
+            self.work.add(done)
             yield members[i], part
 
-    def content_key(self, X: Any, fingerprint: str, groups: np.ndarray | None) -> str:
+    def content_key(self, context: np.ndarray | None) -> str:
         """Digest of everything that decides the values, with the counts read by the workers."""
-        chunks = X.rechunk({1: -1})
+        chunks = self.source.X.rechunk({1: -1})
         arguments = [(chunk,) for chunk in chunks.to_delayed().ravel()]
         digests = dict(self._run(_digest, arguments))
-        whole = hashlib.sha256(fingerprint.encode())
+        whole = hashlib.sha256(self.fingerprint().encode())
         for i in range(len(arguments)):
             whole.update(digests[i])
-        if groups is not None:
-            whole.update(np.unique(groups, return_inverse=True)[1].astype(np.int64).data)
+        if context is not None:
+            whole.update(np.unique(context, return_inverse=True)[1].astype(np.int64).data)
         return whole.hexdigest()
 
     def _run(self, function: Any, arguments: list[tuple[Any, ...]], *shared: Any) -> Iterator[tuple[int, Any]]:
@@ -287,9 +244,6 @@ def embed_chunk(X: Any, first: int, mark: bytes, job: Job) -> tuple[np.ndarray |
 
     The values are ``None`` where ``mark`` says that the caller has those of these very counts.
     """
-    from scdrugmap.embedding.runner import Work, block_digest
-    from scdrugmap.embedding.source import CountSource
-
     source = CountSource(X)
     digest = b""
     if mark:
@@ -305,28 +259,21 @@ def embed_chunk(X: Any, first: int, mark: bytes, job: Job) -> tuple[np.ndarray |
 
 def embed_group(X: Any, job: Job) -> tuple[np.ndarray, Work]:
     """Embed one group of cells that see each other on a worker."""
-    from scdrugmap.embedding.source import CountSource
-
     with _running(CountSource(X), job) as runner:
         parts = [part for _, part in runner.grouped(None)]
     return np.concatenate(parts), runner.finished()
 
 
 @contextmanager
-def _running(source: CountSource, job: Job) -> Iterator[Any]:
+def _running(source: CountSource, job: Job) -> Iterator[LocalRun]:
     """Run with the model of this process and as many threads as the worker has, one chunk at a time."""
-    import torch
     from distributed import get_worker
-
-    from scdrugmap.embedding.runner import Runner
 
     with _LOCK:
         before = torch.get_num_threads()
         torch.set_num_threads(get_worker().state.nthreads)
         try:
-            device = torch.device(_place(job.device, job.precision)[0])
-            model = _model(job.origin).to(device)
-            yield Runner(model, source, job.alignment, device, job.precision, job.batch_size, job.rows_per_block)
+            yield LocalRun(_model(job.origin), source, job.alignment, _place(job.engine), job.rows_per_block)
         finally:
             torch.set_num_threads(before)
 
@@ -340,26 +287,24 @@ def _model(origin: Origin) -> NetworkModel:
     return _LOADED[key]
 
 
-def _place(device: str, precision: str) -> tuple[str, str]:
+def _place(engine: Engine) -> Engine:
     """Resolve device and precision where this runs."""
-    from scdrugmap._device import pick_device, pick_precision
-
     try:
-        resolved = pick_device(device)
+        return resolved(engine)
     except InputError as error:
+        if error.argument == "precision":
+            raise
         raise InputError(
             "device",
             f"{error.found} on worker {_worker_name()}",
             "a device that every worker has",
             "use device='cpu', or workers of one kind.",
         ) from error
-    return str(resolved), pick_precision(precision, resolved)
 
 
 def _digest(X: Any) -> bytes:
     """SHA-256 of a chunk."""
     from scdrugmap.embedding.runner import block_digest
-    from scdrugmap.embedding.source import CountSource
 
     source = CountSource(X)
     return block_digest(source[slice(0, source.shape[0])])

@@ -1,4 +1,4 @@
-"""The inference engine: from rows of counts to rows of an embedding, for every network model.
+"""Runs: from rows of counts to rows of an embedding, for every network model.
 
 Rows are read in blocks, tokenised, grouped into batches of similar length under a budget of tokens, and written
 block by block, so that memory is bounded by the block and a killed run resumes at the block where it stopped.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,10 @@ import torch
 from scipy import sparse
 
 from scdrugmap import __version__
-from scdrugmap._device import pick_device, pick_precision
+from scdrugmap._device import Engine, pick_device, pick_precision
 from scdrugmap._errors import InputError
-from scdrugmap._logging import get_logger, progress
-from scdrugmap.embedding import cache as finished
-from scdrugmap.embedding import cluster as distributed
+from scdrugmap._logging import get_logger
+from scdrugmap.embedding.cache import content_key
 from scdrugmap.embedding.source import CountSource
 from scdrugmap.embedding.store import EmbeddingStore
 from scdrugmap.genes.identifiers import Genes
@@ -64,36 +63,14 @@ class Work:
         return 1 - self.n_tokens / self.n_padded if self.n_padded else 0.0
 
 
-@dataclass(frozen=True)
-class Embedding:
-    """An embedding and how it came about."""
-
-    values: Any
-    usable: np.ndarray
-    alignment: Alignment
-    device: str
-    precision: str
-    work: Work = field(repr=False)
+def resolved(engine: Engine) -> Engine:
+    """Return the engine with the device and the arithmetic that it means on this machine."""
+    device = pick_device(engine.device)
+    return replace(engine, device=str(device), precision=pick_precision(engine.precision, device))
 
 
-def embed_counts(
-    model: NetworkModel,
-    source: CountSource,
-    genes: Genes,
-    *,
-    groups: np.ndarray | None = None,
-    batch_size: int | None = None,
-    device: str | None = None,
-    precision: str | None = None,
-    block_size: int = BLOCK,
-    store: Path | None = None,
-    cache: Path | None = None,
-    show_progress: bool | None = None,
-    origin: distributed.Origin | None = None,
-) -> Embedding:
-    """Embed every row of a count matrix.
-
-    A dask array is embedded on the workers, one chunk per task, while a ``dask.distributed`` client is active.
+class Run(ABC):
+    """One pass over all cells: what is computed, how, and what was done so far; where is up to the subclass.
 
     Parameters
     ----------
@@ -101,109 +78,23 @@ def embed_counts(
         A network model with weights.
     source
         Rows of counts.
-    genes
-        Identifiers of the columns.
-    groups
-        ``(n,)`` group of each cell, for models whose cells see each other.
-    batch_size
-        Most cells in one forward pass; by default only the token budget limits it.
-    device, precision
-        See :data:`scdrugmap.settings`.
+    alignment
+        Columns of ``source`` in the model's vocabulary.
+    engine
+        Resolved, see :func:`resolved`.
     block_size
-        Rows read and tokenised at a time; bounds the memory.
-    store
-        Folder of an on-disk zarr store; a killed run that is called again with the same arguments
-        computes the missing blocks only. The values are then the store's array.
-    cache
-        Folder of finished embeddings by content; used where ``store`` is not given.
-    show_progress
-        Show a progress bar; by default on a terminal.
-    origin
-        How the model was loaded, for workers of a cluster; without it they get the model itself.
-
-    Returns
-    -------
-    The embedding: ``values`` is ``(n, dim)`` float32, NaN in rows without any usable gene.
-
-    Raises
-    ------
-    InputError
-        On unusable values, no known gene, or too little memory for a single cell.
+        Rows read and tokenised at a time.
     """
-    if batch_size is not None and (not isinstance(batch_size, int | np.integer) or batch_size < 1):
-        raise InputError("batch_size", batch_size, "None or a number of cells of at least 1", "leave it out.")
-    alignment = model.align(genes)
-    if len(alignment.ids) == 0:
-        raise no_known_gene(model, genes)
-    cluster = distributed.connect(source, model, origin, device, precision)
-    torch_device = pick_device(device) if cluster is None else torch.device(cluster.device)
-    arithmetic = pick_precision(precision, torch_device) if cluster is None else cluster.precision
-    if cluster is None:
-        model.to(torch_device)
-    runner = Runner(model, source, alignment, torch_device, arithmetic, batch_size, block_size)
-    n = source.shape[0]
-    key = ""
-    if cache is not None and store is None:
-        if cluster is None:
-            blocks = (X for _, X in source.blocks(runner.rows_per_block))
-            key = finished.content_key(runner.fingerprint(), blocks, groups)
-        else:
-            key = cluster.content_key(source.X, runner.fingerprint(), groups)
-        known = finished.load(cache, key)
-        if known is not None:
-            runner.work.n_cells, runner.work.n_cached = n, n
-            usable = ~np.isnan(known).all(axis=1)
-            return Embedding(known, usable, alignment, str(torch_device), arithmetic, runner.work)
-    values: Any
-    if store is None:
-        values, on_disk = np.full((n, model.dim), np.nan, dtype=np.float32), None
-    else:
-        on_disk = EmbeddingStore.open(Path(store), (n, model.dim), runner.rows_per_block, runner.fingerprint())
-        values = on_disk.values
-    usable = np.ones(n, dtype=bool)
-    start = time.perf_counter()
-    with progress(n, model.card.name, "cell", show=show_progress) as bar:
-        if isinstance(model, GroupModel):
-            for rows, embedded in runner.grouped(groups, cluster):
-                values[rows] = embedded
-                usable[rows] = ~np.isnan(embedded).all(axis=1)
-                bar.update(len(embedded))
-        else:
-            for first, size, part in runner.blocks(on_disk, cluster):
-                if part is not None and on_disk is None:
-                    values[first : first + size] = part
-                block = values[first : first + size]
-                usable[first : first + size] = ~np.isnan(block).all(axis=1)
-                bar.update(size)
-    work = runner.work
-    work.seconds, work.n_cells, work.n_empty = time.perf_counter() - start, n, int((~usable).sum())
-    work.token_budget = work.token_budget or runner.budget
-    if key:
-        assert cache is not None
-        finished.save(cache, key, values)
-    return Embedding(values, usable, alignment, str(torch_device), arithmetic, work)
-
-
-class Runner:
-    """State of one run: where it reads, the token budget, what it did so far."""
 
     def __init__(
-        self,
-        model: NetworkModel,
-        source: CountSource,
-        alignment: Alignment,
-        device: torch.device,
-        precision: str,
-        batch_size: int | None,
-        block_size: int,
+        self, model: NetworkModel, source: CountSource, alignment: Alignment, engine: Engine, block_size: int = BLOCK
     ) -> None:
-        self.model, self.source, self.alignment = model, source, alignment
-        self.device, self.dtype, self.precision, self.batch_size = device, _DTYPES[precision], precision, batch_size
+        self.model, self.source, self.alignment, self.engine = model, source, alignment, engine
+        self.device, self.precision = torch.device(engine.device or "cpu"), engine.precision or "float32"
         self.rows_per_block = -(-block_size // model.block_multiple) * model.block_multiple
         # A GPU wants far larger batches than a CPU, whose caches the activations should fit.
-        self.budget = model.token_budget * (16 if device.type == "cuda" else 1)
+        self.budget = model.token_budget * (16 if self.device.type == "cuda" else 1)
         self.work = Work()
-        model.network.eval()
 
     def fingerprint(self) -> str:
         """Everything but the cells that decides the values."""
@@ -220,15 +111,48 @@ class Runner:
         }
         return json.dumps(parts, sort_keys=True, default=str)
 
-    def blocks(
-        self, store: EmbeddingStore | None, cluster: distributed.Cluster | None = None
-    ) -> Iterator[tuple[int, int, np.ndarray | None]]:
+    @abstractmethod
+    def content_key(self, context: np.ndarray | None) -> str:
+        """Digest of everything that decides the values, the counts included."""
+
+    @abstractmethod
+    def blocks(self, store: EmbeddingStore | None) -> Iterator[tuple[int, int, np.ndarray | None]]:
         """Yield ``(first row, rows, values)``; values are ``None`` where the store already holds them."""
-        survey = self.model.survey(self._counted)
-        if cluster is not None:
-            job = cluster.job(self.alignment, self.batch_size, self.rows_per_block, survey)
-            yield from cluster.blocks(self.source.X, job, store, self.work, fixed=self.model.block_multiple > 1)
-            return
+
+    @abstractmethod
+    def grouped(self, context: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield ``(rows, values)``, one group of cells that see each other after the other."""
+
+    def survey(self) -> Any:
+        """What the model notes about the whole data set before the first block."""
+
+        def counted() -> Iterator[Counts]:
+            for first, X in self.source.blocks(self.rows_per_block):
+                yield self._counts(X, np.arange(first, first + X.shape[0]), None)
+
+        return self.model.survey(counted)
+
+    def _counts(self, X: sparse.csr_matrix, rows: np.ndarray, survey: Any) -> Counts:
+        check_values(X, counts=self.model.card.needs_counts, model=self.model.card.name)
+        return Counts(self.alignment.apply(X), self.alignment.ids, self.alignment.genes, rows, survey)
+
+
+class LocalRun(Run):
+    """A run in this process."""
+
+    def __init__(
+        self, model: NetworkModel, source: CountSource, alignment: Alignment, engine: Engine, block_size: int = BLOCK
+    ) -> None:
+        super().__init__(model, source, alignment, resolved(engine), block_size)
+        model.to(self.device).network.eval()
+
+    def content_key(self, context: np.ndarray | None) -> str:
+        """Digest of everything that decides the values, the counts included."""
+        return content_key(self.fingerprint(), (X for _, X in self.source.blocks(self.rows_per_block)), context)
+
+    def blocks(self, store: EmbeddingStore | None) -> Iterator[tuple[int, int, np.ndarray | None]]:
+        """Yield ``(first row, rows, values)``; values are ``None`` where the store already holds them."""
+        survey = self.survey()
         for first, X in self.source.blocks(self.rows_per_block):
             mark = block_digest(X) if store is not None else b""
             done = store is not None and store.holds(first // self.rows_per_block, mark)
@@ -251,16 +175,10 @@ class Runner:
         self.work.token_budget = self.budget
         return self.work
 
-    def grouped(
-        self, groups: np.ndarray | None, cluster: distributed.Cluster | None = None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def grouped(self, context: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield ``(rows, values)`` block by block, one group after the other."""
         assert isinstance(self.model, GroupModel)
-        if cluster is not None:
-            job = cluster.job(self.alignment, self.batch_size, self.rows_per_block)
-            yield from cluster.grouped(self.source.X, job, groups, self.work)
-            return
-        labels = np.zeros(self.source.shape[0], dtype=np.int64) if groups is None else groups
+        labels = np.zeros(self.source.shape[0], dtype=np.int64) if context is None else context
         _, codes = np.unique(labels, return_inverse=True)
         for code in range(codes.max(initial=-1) + 1):
             rows = np.flatnonzero(codes == code)
@@ -279,14 +197,6 @@ class Runner:
 
         return blocks
 
-    def _counted(self) -> Iterator[Counts]:
-        for first, X in self.source.blocks(self.rows_per_block):
-            yield self._counts(X, np.arange(first, first + X.shape[0]), None)
-
-    def _counts(self, X: sparse.csr_matrix, rows: np.ndarray, survey: Any) -> Counts:
-        check_values(X, counts=self.model.card.needs_counts, model=self.model.card.name)
-        return Counts(self.alignment.apply(X), self.alignment.ids, self.alignment.genes, rows, survey)
-
     def _tokenize(self, counts: Counts) -> Tokens:
         start = time.perf_counter()
         tokens = self.model.tokenize(counts)
@@ -296,7 +206,7 @@ class Runner:
     def _embed(self, tokens: Tokens) -> np.ndarray:
         out = np.full((len(tokens), self.model.dim), np.nan, dtype=np.float32)
         costs = self.model.costs(tokens)
-        pending = self.model.plan(tokens, self.budget, self.batch_size)
+        pending = self.model.plan(tokens, self.budget, self.engine.batch_size)
         while pending:
             rows = pending.pop(0)
             try:
@@ -334,10 +244,10 @@ class Runner:
         self.budget = max(min(self.budget, longest * len(remaining[0])) // 2, 1)
         get_logger().warning("out of memory on %s: going on with %d tokens a batch", self.device, self.budget)
         rows = np.sort(np.concatenate(remaining))
-        return [rows[part] for part in self.model.plan(tokens.take(rows), self.budget, self.batch_size)]
+        return [rows[part] for part in self.model.plan(tokens.take(rows), self.budget, self.engine.batch_size)]
 
     def _arithmetic(self) -> _Arithmetic:
-        return _Arithmetic(self.device, self.dtype)
+        return _Arithmetic(self.device, _DTYPES[self.precision])
 
 
 class _Arithmetic:
@@ -381,17 +291,3 @@ def no_known_gene(model: NetworkModel, genes: Genes) -> InputError:
 def _out_of_memory(error: RuntimeError) -> bool:
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
-
-
-def describe(embedding: Embedding) -> dict[str, Any]:
-    """Summarise a run for provenance: coverage, device, precision, work done."""
-    alignment, work = embedding.alignment, embedding.work
-    return {
-        "device": embedding.device,
-        "precision": embedding.precision,
-        "genes_in_data": alignment.n_columns,
-        "genes_used": len(alignment.ids),
-        "genes_merged": len(alignment.merged),
-        "cells_without_genes": work.n_empty,
-        "work": {k: v for k, v in asdict(work).items() if k.endswith("seconds") or k.startswith("n_")},
-    }

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from scdrugmap._errors import InputError
-from scdrugmap.heads.batched import fit_heads
-from scdrugmap.heads.mlp import MLPHead
+from scdrugmap.heads.fit import fit_folds
 
 
 def margins(head: Any, X: np.ndarray) -> np.ndarray:
@@ -85,7 +84,7 @@ def grouped_folds(
 def held_out_margins(
     head: Any, X: np.ndarray, y: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]], groups: np.ndarray | None
 ) -> np.ndarray:
-    """Train ``head`` once per fold and score the cells it was not shown.
+    """Train ``head`` once per fold and score the held-out cells.
 
     Parameters
     ----------
@@ -102,14 +101,7 @@ def held_out_margins(
     -------
     Array (cells,) of log-odds.
     """
-    from sklearn.base import clone
-
-    if isinstance(head, MLPHead):
-        params = {k: v for k, v in head.get_params().items() if k != "random_state"}
-        seed = head.random_state if isinstance(head.random_state, int) else 0
-        fitted: list[Any] = fit_heads(X, y, [train for train, _ in folds], seeds=seed, groups=groups, **params)
-    else:
-        fitted = [clone(head).fit(X[train], y[train]) for train, _ in folds]
+    fitted = fit_folds(head, X, y, [train for train, _ in folds], groups)
     out = np.empty(len(y))
     for model, (_, test) in zip(fitted, folds, strict=True):
         out[test] = margins(model, X[test])

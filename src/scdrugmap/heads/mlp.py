@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags
-from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from scdrugmap._device import pick_device
-from scdrugmap._errors import InputError
+
+if TYPE_CHECKING:
+    from scdrugmap.heads.training import HeadResult, TrainOptions
 
 ClassWeight = Literal["balanced"] | dict[Any, float] | None
 
@@ -136,13 +137,16 @@ class MLPHead(ClassifierMixin, BaseEstimator):
         InputError
             If ``y`` has another number of classes than two.
         """
-        from scdrugmap.heads.batched import fit_rows
+        from scdrugmap.heads.tasks import fit_arrays
 
         X, y = validate_data(self, X, y, dtype=(np.float32, np.float64), ensure_min_samples=2)
         check_classification_targets(y)
         weight = None if sample_weight is None else _check_sample_weight(sample_weight, X, ensure_non_negative=True)
         rows = np.arange(len(y)) if weight is None else np.flatnonzero(weight > 0)
-        fit_rows([self], X, y, [rows], sample_weight=weight, groups=groups)
+        weights = None if weight is None else [weight]
+        options = self._train_options()
+        result = fit_arrays(X, y, [rows], options, [self.random_state], weights=weights, groups=groups)[0]
+        self._keep(result, y[rows])
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -159,7 +163,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):
         """
         import torch
 
-        from scdrugmap.heads.engine import forward
+        from scdrugmap.heads.training import forward
 
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=(np.float32, np.float64))
@@ -252,6 +256,19 @@ class MLPHead(ClassifierMixin, BaseEstimator):
         head.n_features_in_ = head.coefs_[0].shape[0]
         return head
 
+    def _train_options(self) -> TrainOptions:
+        """Parameters that all heads of one computation share: all but ``random_state``."""
+        from scdrugmap.heads.training import TrainOptions
+
+        params = {k: v for k, v in self.get_params(deep=False).items() if k != "random_state"}
+        return TrainOptions(**{**params, "hidden": tuple(self.hidden)})
+
+    def _keep(self, result: HeadResult, labels: np.ndarray) -> None:
+        """Set the fitted attributes from a training on cells with these labels."""
+        self._store(result.weights, result.biases, np.unique(labels), result.mean, result.scale)
+        self.loss_curve_, self.validation_curve_ = result.loss_curve, result.val_curve
+        self.n_iter_, self.n_features_in_ = result.best_epoch, result.weights[0].shape[0]
+
     def _store(
         self,
         weights: list[np.ndarray],
@@ -268,29 +285,3 @@ class MLPHead(ClassifierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_class = False
         return tags
-
-    def _more_weights(self, y: np.ndarray, sample_weight: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
-        """Weight of each training row: its own times that of its class, the latter measured on these rows."""
-        own = np.ones(len(rows)) if sample_weight is None else sample_weight[rows]
-        if self.class_weight is None:
-            return own
-        weight = self.class_weight
-        if weight == "balanced":
-            # with weights a class counts by its total weight, as if its cells were repeated
-            totals = {c: own[y[rows] == c].sum() for c in np.unique(y[rows])}
-            weight = {c: own.sum() / (len(totals) * t) for c, t in totals.items() if t > 0}
-        return own * compute_sample_weight(weight, y[rows])
-
-
-def two_classes(y: np.ndarray) -> np.ndarray:
-    """Return the two labels of ``y``, sorted; anything but two is an error."""
-    classes = np.unique(y)
-    if len(classes) == 2:
-        return classes
-    fix = (
-        "pass labels of both classes: with one class there is nothing to learn."
-        if len(classes) < 2
-        else "Only binary classification is supported. Map the labels to two classes, or drop the other cells."
-    )
-    shown = ", ".join(map(repr, classes[:8].tolist())) + (" ..." if len(classes) > 8 else "")
-    raise InputError("y", f"{len(classes)} class{'' if len(classes) == 1 else 'es'} ({shown})", "two classes", fix)

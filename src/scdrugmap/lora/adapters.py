@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scdrugmap._errors import CheckpointError, InputError, UnknownNameError
+from scdrugmap._files import write_text
 
 
 class LoRAOptions(BaseModel):
@@ -252,13 +254,11 @@ def save_adapter(model: Any, folder: Path) -> None:
     folder
         Where to.
     """
-    import json
-
     model.network.save_pretrained(str(folder), safe_serialization=True)
     config = folder / "adapter_config.json"
     content = json.loads(config.read_text(encoding="utf-8"))
     content["base_model_name_or_path"] = model.card.name
-    config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_text(config, json.dumps(content, indent=2, sort_keys=True) + "\n")
     for extra in {p.name for p in folder.iterdir()} - {"adapter_config.json", "adapter_model.safetensors"}:
         (folder / extra).unlink()
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from scdrugmap import __version__
+from scdrugmap._device import Engine, pick_device, pick_precision
 from scdrugmap._errors import InputError
 from scdrugmap._keys import CLASSES
-from scdrugmap.heads.batched import _inner_split
 from scdrugmap.heads.mlp import MLPHead
+from scdrugmap.heads.tasks import inner_split
 from scdrugmap.lora.adapters import LoRAOptions, attach, check_gradients, mark_adapted, output_change
-from scdrugmap.lora.training import Adapted, Trainer
+from scdrugmap.lora.training import Adapted, Trainer, TrainingCells
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +98,7 @@ def fit_lora(
     device: str | None = None,
     precision: str | None = None,
     show: bool | None = None,
+    engine: Engine | None = None,
 ) -> tuple[MLPHead, dict[str, Any]]:
     """Train adapters in ``model`` and a head on its embedding, together.
 
@@ -118,12 +120,10 @@ def fit_lora(
         Group of every cell; the inner validation split keeps them whole.
     contexts
         Group of cells that see each other, for models with such groups.
-    seed
-        Of everything random.
-    device, precision
-        ``None`` follows the settings.
-    show
-        Whether a progress bar is shown.
+    seed, device, precision, show
+        Seed of everything random, hardware, arithmetic and progress bar, where no ``engine`` holds them.
+    engine
+        All of these in one.
 
     Returns
     -------
@@ -134,48 +134,31 @@ def fit_lora(
     InputError
         If an adapter gets no gradient, or training did not change the output.
     """
-    from scdrugmap._device import pick_device, pick_precision
-
-    torch_device = pick_device(device)
-    arithmetic = pick_precision(precision, torch_device)
-    fit_rows, held = rows, np.empty(0, dtype=np.int64)
-    if _wants_validation(options, y, groups, rows):
-        splitter = MLPHead(validation_fraction=options.validation_fraction)
-        fit_rows, held = _inner_split(splitter, y, groups, rows, np.random.default_rng(seed))
-
-    def collate(part: np.ndarray) -> Any:
-        return model.collate(cells.tokens.take(part))
-
-    def placed(part: np.ndarray) -> Any:
-        return {k: v.to(torch_device) for k, v in collate(part).items()}
-
-    model.to(torch_device)
-    network = attach(model, options, seed)
-    network.to(torch_device)
-    longest = fit_rows[np.argsort(-cells.costs[fit_rows], kind="stable")][: min(8, options.batch_size)]
-    checked = check_gradients(network, placed(longest), seed)
-    pools = _pools(fit_rows, contexts)
-    standard = _standard(network, placed, cells.costs, pools, options, head.standardize, model.dim, torch_device)
-    sizes = [model.dim, *head.hidden, 1]
-    module = Adapted(network, sizes, standard, seed).to(torch_device)
-    trainer = Trainer(
-        module,
-        collate,
-        cells.costs,
-        y,
-        _weights(y, fit_rows, options.class_weight or head.class_weight),
-        pools,
-        [p[i : i + options.batch_size] for p in _pools(held, contexts) for i in range(0, len(p), options.batch_size)],
-        options,
-        seed,
-        torch_device,
-        arithmetic,
-        _identity(model, cells, y, fit_rows, held, head, options, seed, arithmetic),
-        show,
+    engine = engine or Engine(device, precision, progress=show, seed=seed)
+    place = pick_device(engine.device)
+    engine = replace(engine, device=str(place), precision=pick_precision(engine.precision, place))
+    fit_rows, held = _split(options, y, groups, rows, engine.seed)
+    data = TrainingCells(
+        collate=lambda part: model.collate(cells.tokens.take(part)),
+        costs=cells.costs,
+        y=y,
+        weight=_weights(y, fit_rows, options.class_weight or head.class_weight),
+        pools=_pools(fit_rows, contexts),
+        held_out=_pools(held, contexts),
     )
+    identity = _identity(model, cells, data, head, options, engine)
+    model.to(place)
+    network = attach(model, options, engine.seed)
+    network.to(place)
+    longest = fit_rows[np.argsort(-cells.costs[fit_rows], kind="stable")][: min(8, options.batch_size)]
+    checked = check_gradients(network, data.batch(longest, place), engine.seed)
+    standard = (torch.zeros(model.dim), torch.ones(model.dim))
+    if head.standardize:
+        standard = _standard(network, data, options.batch_size, place)
+    module = Adapted(network, [model.dim, *head.hidden, 1], standard, engine.seed).to(place)
+    trainer = Trainer(module, data, options, engine, identity)
     state = trainer.run()
-    network.eval()
-    change = output_change(network, placed(longest))
+    change = output_change(network.eval(), data.batch(longest, place))
     model.to(torch.device("cpu"))
     network.to("cpu").eval()
     mark_adapted(model)
@@ -193,13 +176,22 @@ def fit_lora(
         "training_loss": state.train_loss,
         "validation": state.validation,
         "best_epoch": state.best_epoch if len(held) else state.epoch,
-        "precision": arithmetic,
+        "precision": engine.precision,
     }
-    return _as_head(module.cpu(), head, seed), report
+    return _as_head(module.cpu(), head, engine.seed), report
+
+
+def _split(
+    options: LoRAOptions, y: np.ndarray, groups: np.ndarray | None, rows: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and rows to validate on; the latter are none where no early stopping takes place."""
+    if not _wants_validation(options, y, groups, rows):
+        return rows, np.empty(0, dtype=np.int64)
+    return inner_split(y, groups, rows, options.validation_fraction, np.random.default_rng(seed))
 
 
 def _wants_validation(options: LoRAOptions, y: np.ndarray, groups: np.ndarray | None, rows: np.ndarray) -> bool:
-    """Whether groups are held out for early stopping: as asked, or where there are enough of them."""
+    """Whether groups are held out for early stopping: as the option says, or where there are enough of them."""
     if options.early_stopping is not None:
         return options.early_stopping
     if groups is None:
@@ -208,24 +200,12 @@ def _wants_validation(options: LoRAOptions, y: np.ndarray, groups: np.ndarray | 
 
 
 @torch.no_grad()
-def _standard(
-    network: Any,
-    placed: Any,
-    costs: np.ndarray,
-    pools: list[np.ndarray],
-    options: LoRAOptions,
-    wanted: bool,
-    dim: int,
-    device: torch.device,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of the base embedding over the training cells; zero and one where not wanted."""
-    if not wanted:
-        return torch.zeros(dim, device=device), torch.ones(dim, device=device)
+def _standard(network: Any, cells: TrainingCells, size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of the base embedding over the training cells."""
     network.eval()
-    size = options.batch_size
-    ordered = [pool[np.argsort(costs[pool], kind="stable")] for pool in pools]
-    parts = [network(placed(o[i : i + size])).double() for o in ordered for i in range(0, len(o), size)]
-    values = torch.cat(parts)
+    ordered = [pool[np.argsort(cells.costs[pool], kind="stable")] for pool in cells.pools]
+    batches = [pool[i : i + size] for pool in ordered for i in range(0, len(pool), size)]
+    values = torch.cat([network(cells.batch(rows, device)).double() for rows in batches])  # (cells, width)
     scale = values.std(0, unbiased=False)
     return values.mean(0).float(), torch.where(scale > 1e-12, scale, 1.0).float()
 
@@ -248,19 +228,12 @@ def _weights(y: np.ndarray, rows: np.ndarray, class_weight: Any) -> np.ndarray:
 
 
 def _identity(
-    model: Any,
-    cells: Tokenised,
-    y: np.ndarray,
-    rows: np.ndarray,
-    held: np.ndarray,
-    head: MLPHead,
-    options: LoRAOptions,
-    seed: int,
-    precision: str,
+    model: Any, cells: Tokenised, data: TrainingCells, head: MLPHead, options: LoRAOptions, engine: Engine
 ) -> str:
     """Everything that decides how a training goes."""
     digest = hashlib.sha256()
-    for array in (cells.tokens.offsets, cells.tokens.ids, cells.tokens.values, y, rows, held):
+    tokens = [cells.tokens.offsets, cells.tokens.ids, cells.tokens.values]
+    for array in (*tokens, data.y, *data.pools, np.array([len(p) for p in data.pools]), *data.held_out):
         if array is not None:
             digest.update(np.ascontiguousarray(array).tobytes())
     chosen = options.model_dump(mode="json", exclude={"checkpoint_dir", "checkpoint_every"})
@@ -272,8 +245,8 @@ def _identity(
         "data": digest.hexdigest(),
         "head": [list(head.hidden), head.standardize, str(head.class_weight)],
         "options": chosen,
-        "seed": seed,
-        "precision": precision,
+        "seed": engine.seed,
+        "precision": engine.precision,
     }
     return json.dumps(parts, sort_keys=True, default=str)
 

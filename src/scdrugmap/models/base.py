@@ -152,6 +152,11 @@ class NetworkModel(Model):
         """Look at the whole data set before the first block; only recipes with data-set-wide steps need it."""
         return None
 
+    @property
+    def embeds_empty_cells(self) -> bool:
+        """Whether a cell without any known gene has an embedding; without an option that asks for one it is NaN."""
+        return False
+
     #: Whether ``tokenize`` draws from one stream over the cells in file order (official draws only).
     sequential: bool = False
 
@@ -191,6 +196,9 @@ class GroupModel(NetworkModel):
 
 class FittedModel(Model):
     """A representation that is learnt from training cells."""
+
+    #: Whether :meth:`fit` looks at ``batch``.
+    uses_batch: ClassVar[bool] = False
 
     @abstractmethod
     def fit(self, X: sparse.csr_matrix, genes: Genes, *, batch: np.ndarray | None = None) -> Self:

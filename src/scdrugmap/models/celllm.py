@@ -205,7 +205,7 @@ class CellLM(NetworkModel):
             names += [f"placeholder-{i}" for i in range(len(names), sizes.positions - 2)]
         model = cls(sizes, names, default_length=_MAX_LENGTH if size == "official" else 256, **options)
         randomize(model.network, rng)
-        model.network.draw_directions(rng)
+        model.network.draw_projection(rng)
         model.network.eval()
         model.digests = {"random": f"{size}-{rng}"}
         return model
@@ -229,7 +229,7 @@ class CellLMNetwork(PerformerEncoder):
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Embeddings of the cells, ``(n, dim)``."""
         keys, values = self.weights(batch)
-        x = self.embed(batch)
+        x = self.embed(batch)  # (cells, 1 + length, dim): the row of pads, CLS, genes
         for block in self.blocks[:-1]:
             x = block(x, keys, values)
         # Nothing reads the last layer but the pooling.

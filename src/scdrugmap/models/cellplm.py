@@ -159,6 +159,11 @@ class CellPLM(GroupModel):
         return self.network.latent.mean.out_features
 
     @property
+    def embeds_empty_cells(self) -> bool:
+        """Where an option asks for it."""
+        return self.options.empty_cells == "keep"
+
+    @property
     def vocabulary(self) -> Mapping[str, int]:
         """Ensembl id to row of the gene table."""
         return self._vocabulary
@@ -464,7 +469,7 @@ class Latent(nn.Module):
     def component(self, x: Tensor, draws: Tensor | None = None) -> Tensor:
         """Return the component of each cell as indicators, ``(n, clusters)``."""
         assert self.cluster is not None
-        scores = self.cluster(x).float()
+        scores = self.cluster(x).float()  # (cells, clusters)
         if draws is not None:
             # The maximum after adding Gumbel noise is a draw from the softmax; the small terms keep both logarithms finite.
             scores = scores - torch.log(-torch.log(draws + 1e-20) + 1e-20)

@@ -19,7 +19,7 @@ from scdrugmap.models.base import Batch, ModelOptions, NetworkModel
 from scdrugmap.models.card import ModelCard
 from scdrugmap.models.kit.checkpoint import digests, load_json, load_pickle, load_strict, load_tensors, require_file
 from scdrugmap.models.kit.counts import Counts
-from scdrugmap.models.kit.ranking import framed, rank_rows
+from scdrugmap.models.kit.ranking import add_special_tokens, rank_rows
 from scdrugmap.models.kit.tokens import Tokens
 from scdrugmap.models.kit.transformer import PostNormBlock, masked_mean
 from scdrugmap.models.kit.weights import randomize
@@ -180,8 +180,8 @@ class Geneformer(NetworkModel):
         room = self.max_length - (0 if self.begin is None else 2)
         picked, offsets = rank_rows(scaled, counts.X.indptr, room)
         genes = counts.ids.astype(np.int32)[counts.X.indices[picked]]
-        ids, framed_offsets = framed(genes, offsets, self.begin, self.end)
-        return Tokens(framed_offsets, ids, None, np.diff(offsets) > 0)
+        ids, bounds = add_special_tokens(genes, offsets, self.begin, self.end)
+        return Tokens(bounds, ids, None, np.diff(offsets) > 0)
 
     def collate(self, tokens: Tokens) -> Batch:
         """Pad; ``mask`` marks what is attended (absent where all is), ``pool`` what the mean runs over."""
@@ -273,7 +273,7 @@ class GeneformerNetwork(nn.Module):
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Embeddings of the cells, ``(n, dim)``."""
-        x, mask = self.embed(batch["ids"]), batch.get("mask")
+        x, mask = self.embed(batch["ids"]), batch.get("mask")  # (cells, length, dim), (cells, length)
         for block in self.blocks[:-1]:
             x = block(x, mask)
         # Nothing reads the last layer but the pooling.

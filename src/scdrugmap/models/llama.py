@@ -20,11 +20,11 @@ from scdrugmap.models.base import Batch, ModelOptions, NetworkModel
 from scdrugmap.models.card import ModelCard
 from scdrugmap.models.kit.checkpoint import digests, load_json, require_file
 from scdrugmap.models.kit.counts import Alignment, Counts
-from scdrugmap.models.kit.pieces import Pieces
 from scdrugmap.models.kit.ranking import rank_rows
 from scdrugmap.models.kit.tokens import Tokens
 from scdrugmap.models.kit.transformer import masked_mean
 from scdrugmap.models.kit.weights import randomize
+from scdrugmap.models.kit.word_tokens import WordTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -142,12 +142,17 @@ class Llama(NetworkModel):
                 f"at most {decoder.config.max_position_embeddings}, the context of this checkpoint",
                 "pass a smaller max_tokens.",
             )
-        self._pieces: tuple[np.ndarray, Pieces | None] = (np.empty(0), None)
+        self._words: tuple[np.ndarray, WordTokens | None] = (np.empty(0), None)
 
     @property
     def dim(self) -> int:
         """Width of the embedding."""
         return self.network.decoder.config.hidden_size
+
+    @property
+    def embeds_empty_cells(self) -> bool:
+        """Where an option asks for it."""
+        return self.options.empty == "bos"
 
     @property
     def vocabulary(self) -> Mapping[str, int]:
@@ -182,13 +187,13 @@ class Llama(NetworkModel):
     def tokenize(self, counts: Counts) -> Tokens:
         """Write the sentences and cut them into tokens, each distinct word once."""
         sentence = self._written if self.options.text == "code" else self._ranked
-        pieces, words, offsets = sentence(counts)
-        if not pieces.independent:
+        encoded, words, offsets = sentence(counts)
+        if not encoded.independent:
             # A tokenizer that merges across spaces needs whole sentences.
-            texts = ["".join(pieces.texts[w] for w in row) for row in np.split(words, offsets[1:-1])]
-            pieces, words, offsets = Pieces(self._encode, texts), np.arange(len(texts)), np.arange(len(texts) + 1)
+            texts = ["".join(encoded.texts[w] for w in row) for row in np.split(words, offsets[1:-1])]
+            encoded, words, offsets = WordTokens(self._encode, texts), np.arange(len(texts)), np.arange(len(texts) + 1)
         room = self.options.max_tokens - len(self.begin)
-        ids, lengths = pieces.sentences(words, offsets, room)
+        ids, lengths = encoded.concatenate(words, offsets, room)
         cut = int((lengths > room).sum())
         if cut and self.options.text == "paper":
             warnings.warn(
@@ -215,20 +220,20 @@ class Llama(NetworkModel):
             usable[:] = True
         return Tokens(ends, out, None, usable)
 
-    def _ranked(self, counts: Counts) -> tuple[Pieces, np.ndarray, np.ndarray]:
+    def _ranked(self, counts: Counts) -> tuple[WordTokens, np.ndarray, np.ndarray]:
         """Words of the paper's sentences: each symbol as the first word, then each with a space before it."""
-        if self._pieces[0] is not counts.genes or self._pieces[1] is None:
+        if self._words[0] is not counts.genes or self._words[1] is None:
             symbols = [str(g) for g in counts.genes]
-            pieces = Pieces(self._encode, [*symbols, *(f" {s}" for s in symbols)])
-            pieces.compare(self._encode, np.r_[: min(1, len(symbols)), len(symbols) + 1 : 2 * len(symbols)])
-            self._pieces = (counts.genes, pieces)
+            encoded = WordTokens(self._encode, [*symbols, *(f" {s}" for s in symbols)])
+            encoded.check_independence(self._encode, np.r_[: min(1, len(symbols)), len(symbols) + 1 : 2 * len(symbols)])
+            self._words = (counts.genes, encoded)
         picked, offsets = rank_rows(counts.X.data, counts.X.indptr, self.options.max_genes)
         words = counts.X.indices[picked].astype(np.int64) + len(counts.genes)
         first = offsets[:-1][np.diff(offsets) > 0]
         words[first] -= len(counts.genes)
-        return self._pieces[1], words, offsets  # type: ignore[return-value]
+        return self._words[1], words, offsets  # type: ignore[return-value]
 
-    def _written(self, counts: Counts) -> tuple[Pieces, np.ndarray, np.ndarray]:
+    def _written(self, counts: Counts) -> tuple[WordTokens, np.ndarray, np.ndarray]:
         """Words of the code's sentences; a column is at least one token, so those beyond the limit are never seen."""
         n, k = counts.X.shape[0], min(counts.X.shape[1], self.options.max_tokens)
         X = counts.X[:, :k].tocsr()
@@ -238,13 +243,13 @@ class Llama(NetworkModel):
         column = np.concatenate([np.arange(k), distinct[0].astype(np.int64)])
         value = np.concatenate([np.zeros(k), distinct[1]])
         texts = [f"{counts.genes[c]}{v:.15g}" for c, v in zip(column, value, strict=True)]
-        pieces = Pieces(self._encode, [*(f" {t}" for t in texts), *texts, " "])
-        words = np.tile(np.append(np.arange(k), 2 * len(texts)), (n, 1))
+        encoded = WordTokens(self._encode, [*(f" {t}" for t in texts), *texts, " "])
+        words = np.tile(np.append(np.arange(k), 2 * len(texts)), (n, 1))  # (cells, columns + the last space)
         rows = np.repeat(np.arange(n), np.diff(X.indptr))
         words[rows, X.indices] = k + code.ravel()
         words[:, 0] += len(texts)
-        pieces.compare(self._encode, words[0] if n else np.empty(0, dtype=np.int64))
-        return pieces, words.ravel(), np.arange(n + 1) * (k + 1)
+        encoded.check_independence(self._encode, words[0] if n else np.empty(0, dtype=np.int64))
+        return encoded, words.ravel(), np.arange(n + 1) * (k + 1)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of texts, without the begin token."""

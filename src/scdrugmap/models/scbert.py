@@ -177,7 +177,7 @@ class ScBERT(NetworkModel):
             names += [f"placeholder-{i}" for i in range(len(names), sizes.positions - 1)]
         model = cls(sizes, names, **options)
         randomize(model.network, rng)
-        model.network.draw_directions(rng)
+        model.network.draw_projection(rng)
         model.network.eval()
         model.digests = {"random": f"{size}-{rng}"}
         return model
@@ -226,8 +226,9 @@ class ScBERTNetwork(PerformerEncoder):
         block = cast(PerformerBlock, self.blocks[0])
         positions, expressed = batch["positions"], batch["expressed"]
         n = len(positions)
-        common = (self.token.weight[0] + self.position.weight[: self.length])[None]
-        own = self.token(batch["bins"]) + self.position(positions)
+        common = (self.token.weight[0] + self.position.weight[: self.length])[None]  # (1, length, dim)
+        own = self.token(batch["bins"]) + self.position(positions)  # (cells, expressed genes, dim)
+        # (cells, length): one where a cell reads the shared key, zero where it expresses the gene
         rest = own.new_ones(n, self.length).scatter_(1, positions, 0.0)
         rest[:, -1] = 1.0
         mine = expressed.to(own.dtype)
@@ -237,17 +238,17 @@ class ScBERTNetwork(PerformerEncoder):
         narrow = list(tiles(n, own.shape[1], block.row_bytes, own.device))
         for _, pieces in wide:
             for p in pieces:
-                block.read(sums, common[:, p], rest[:, p], rest[:, p])
+                block.add_keys(sums, common[:, p], rest[:, p], rest[:, p])
         for cells, pieces in narrow:
             for p in pieces:
-                block.read(sums.of(cells), own[cells, p], mine[cells, p], mine[cells, p])
-        total = sums.total()
+                block.add_keys(sums.of(cells), own[cells, p], mine[cells, p], mine[cells, p])
+        total = sums.total()  # (cells, heads, features, head_dim + 1)
         y = own.new_empty(n, self.length, own.shape[2])
         for _, pieces in wide:
             for p in pieces:
-                y[:, p] = block.write(common[:, p], total)
+                y[:, p] = block.attend(common[:, p], total)
         for cells, pieces in narrow:
             for p in pieces:
                 place = positions[cells, p, None].expand(-1, -1, y.shape[2])
-                y[cells].scatter_(1, place, block.write(own[cells, p], total[cells]))
+                y[cells].scatter_(1, place, block.attend(own[cells, p], total[cells]))
         return y

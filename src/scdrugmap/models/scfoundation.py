@@ -320,8 +320,8 @@ class ScFoundationNetwork(nn.Module):
         if self.pool == "max":
             return y.masked_fill((column >= end).unsqueeze(-1), -torch.inf).amax(1)
         cell = torch.arange(len(y), device=y.device)
-        depth = (column >= end - 2).unsqueeze(-1)
-        highest = y.masked_fill(depth, -torch.inf).amax(1)
+        depth = (column >= end - 2).unsqueeze(-1)  # (cells, length, 1)
+        highest = y.masked_fill(depth, -torch.inf).amax(1)  # (cells, dim)
         mean = y.masked_fill(depth, 0).sum(1) / (end - 2)
         return torch.cat([y[cell, lengths - 1], y[cell, lengths - 2], highest, mean], dim=1)
 
@@ -339,7 +339,7 @@ class ValueEmbedding(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """Embed values of any shape; in float32, since half precision would round the values themselves."""
         with torch.autocast(values.device.type, enabled=False):
-            h = F.leaky_relu(self.expand(values.unsqueeze(-1)), 0.1)
+            h = F.leaky_relu(self.expand(values.unsqueeze(-1)), 0.1)  # (cells, length, bins)
             return torch.softmax(self.alpha * h + self.mix(h), dim=-1) @ self.bins.weight
 
 

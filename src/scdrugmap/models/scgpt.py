@@ -128,6 +128,11 @@ class ScGPT(NetworkModel):
         return self.network.gene.embedding_dim
 
     @property
+    def embeds_empty_cells(self) -> bool:
+        """Where an option asks for it."""
+        return self.options.empty == "cls"
+
+    @property
     def vocabulary(self) -> Mapping[str, int]:
         """Gene symbol to id, from ``vocab.json``."""
         return self._vocabulary
@@ -331,7 +336,7 @@ class ScGPTNetwork(nn.Module):
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Last layer at ``<cls>``, ``(n, dim)``."""
         mask = batch.get("mask")
-        x = self.embed(batch)
+        x = self.embed(batch)  # (cells, length, dim)
         for block in self.blocks[:-1]:
             x = block(x, mask)
         out = self.blocks[-1](x, mask, rows=slice(0, 1))[:, 0].float()
@@ -347,7 +352,7 @@ class ScGPTNetwork(nn.Module):
 
     def embed_values(self, bins: Tensor) -> Tensor:
         """Encoded values; only 51 different ones occur, so each is encoded once per batch."""
-        table = self.value_norm(self.value2(F.relu(self.value1(self.levels[:, None]))))
+        table = self.value_norm(self.value2(F.relu(self.value1(self.levels[:, None]))))  # (51, dim)
         return F.embedding(bins, table)
 
     def states(self, batch: Mapping[str, Tensor]) -> list[Tensor]:

@@ -54,6 +54,7 @@ class SCVI(FittedModel):
         dim=10,
     )
     Options: ClassVar[type[ModelOptions]] = SCVIOptions
+    uses_batch: ClassVar[bool] = True
 
     genes_: np.ndarray
     n_batch_: int

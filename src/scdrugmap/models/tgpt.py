@@ -19,7 +19,7 @@ from scdrugmap.models.base import Batch, ModelOptions, NetworkModel
 from scdrugmap.models.card import ModelCard
 from scdrugmap.models.kit.checkpoint import digests, load_json, load_strict, load_tensors, require_file, split_qkv
 from scdrugmap.models.kit.counts import Alignment, Counts
-from scdrugmap.models.kit.ranking import framed, rank_rows
+from scdrugmap.models.kit.ranking import add_special_tokens, rank_rows
 from scdrugmap.models.kit.tokens import Tokens
 from scdrugmap.models.kit.transformer import SelfAttention, masked_mean
 from scdrugmap.models.kit.weights import randomize
@@ -150,8 +150,8 @@ class TGPT(NetworkModel):
         """Begin token, the highest genes in descending order, end token."""
         picked, offsets = rank_rows(counts.X.data, counts.X.indptr, self.options.max_length - 2)
         words = np.where(counts.ids < self._n_words, counts.ids, self.unknown).astype(np.int32)
-        ids, framed_offsets = framed(words[counts.X.indices[picked]], offsets, self.begin, self.end)
-        return Tokens(framed_offsets, ids, None, np.diff(offsets) > 0)
+        ids, bounds = add_special_tokens(words[counts.X.indices[picked]], offsets, self.begin, self.end)
+        return Tokens(bounds, ids, None, np.diff(offsets) > 0)
 
     def collate(self, tokens: Tokens) -> Batch:
         """Pad, and mark the positions that the mean runs over."""

@@ -165,7 +165,7 @@ class UCE(NetworkModel):
         """Match symbols; where the data set is filtered, unknown genes get ids above the token table."""
         names, known = self.gene_names(genes), dict(self.vocabulary)
         for what, symbols in (
-            ("no position in species_chrom.csv: left out", self.genome.unplaced),
+            ("no position in species_chrom.csv: left out", self.genome.without_locus),
             ("several positions in species_chrom.csv: the first is used", self.genome.ambiguous),
         ):
             if affected := sorted(symbols.intersection(names)):
@@ -209,7 +209,7 @@ class UCE(NetworkModel):
         rows, drawn, priority = self._draw(counts, survey)
         # One sort per cell by chromosome, in its random order, and position.
         ranks = np.take_along_axis(priority, self.genome.chromosome[drawn], axis=1)
-        keys = np.sort((ranks << 32) | self.genome.position[drawn], axis=1)
+        keys = np.sort((ranks << 32) | self.genome.position[drawn], axis=1)  # (cells, sample_size)
         token = self.genome.by_position[keys & 0xFFFFFFFF]
         first = np.ones(keys.shape, dtype=bool)
         first[:, 1:] = (keys[:, 1:] >> 32) != (keys[:, :-1] >> 32)
@@ -223,7 +223,7 @@ class UCE(NetworkModel):
         begin = offsets[:-1][rows]
         ids[begin] = CLS
         # Before each gene stand CLS, its own chromosome's mark and both marks of each earlier chromosome.
-        place = begin[:, None] + np.arange(size) + 2 * np.cumsum(first, axis=1)
+        place = begin[:, None] + np.arange(size) + 2 * np.cumsum(first, axis=1)  # (cells, sample_size)
         ids[place] = token
         ids[place[first] - 1] = self._mark[self.genome.chromosome[token[first]]]
         ids[place[last] + 1] = CHROMOSOME_END
@@ -292,15 +292,15 @@ class UCE(NetworkModel):
         weights_file = path if path.is_file() else require_file(path, _WEIGHTS, name)
         symbols = f"{PROTEOMES[species]}.gene_symbol_to_embedding_ESM2.pt"
         symbols_file = require_file(path, [f"protein_embeddings/{symbols}", symbols], name)
-        places_file = require_file(path, ["species_chrom.csv"], name)
+        loci_file = require_file(path, ["species_chrom.csv"], name)
         offsets_file = require_file(path, ["species_offsets.json", "species_offsets.pkl"], name)
         tensors = load_tensors(weights_file)
         sizes, n_rows = _sizes(tensors, weights_file.name)
-        genome = read_genome(symbols_file, places_file, offsets_file, species, n_rows)
+        genome = read_genome(symbols_file, loci_file, offsets_file, species, n_rows)
         model = cls(sizes, genome, FileRows(weights_file, "pe_embedding.weight"), **options)
         load_strict(model.network, _renamed(tensors), ignore=_IGNORED, source=weights_file.name)
         model.network.eval()
-        model.digests = digests(weights_file, symbols_file, places_file, offsets_file)
+        model.digests = digests(weights_file, symbols_file, loci_file, offsets_file)
         return model
 
     @classmethod
@@ -367,9 +367,10 @@ class UCENetwork(nn.Module):
     def decode(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Decoder output at ``CLS`` before it is normalised."""
         mask = batch.get("mask")
-        x = self.embed(batch["ids"])
+        x = self.embed(batch["ids"])  # (cells, length, dim)
         for block in self.blocks[:-1]:
             x = block(x, mask)
+        # The last layer is needed at CLS alone: (cells, 1, dim) -> (cells, out)
         return self.decoder(self.blocks[-1](x, mask, rows=slice(0, 1))[:, 0]).float()
 
     def embed(self, ids: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from scdrugmap._errors import InputError, MissingKeyError
-from scdrugmap.pl import _axes
+from scdrugmap.figures import axes as _axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ import pandas as pd
 from scdrugmap import _anndata
 from scdrugmap._errors import InputError, MissingKeyError, ScDrugMapWarning
 from scdrugmap._keys import KEYS, RESISTANT, SENSITIVE
-from scdrugmap.pl import _axes
+from scdrugmap.figures import axes as _axes
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -14,6 +14,9 @@ from scdrugmap._keys import KEYS
 
 #: Share of the training genes below which a query is likely not what the predictor was made for.
 LOW_COVERAGE = 0.5
+#: What the record of a baseline says that was fitted on the object that holds it.
+HERE = "all cells of this object"
+_NOT_OPTIONS = ("context", "groups", "layer", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,8 @@ def origin_of(adata: Any, key: str) -> dict[str, Any]:
     out = {name: _plain(origin[name]) for name in ("model", "checkpoint_sha256", "options", "recipe") if name in origin}
     if "fitted_on" in origin:
         out["fitted_on"] = str(origin["fitted_on"])
-        out["options"] = {k: _plain(v) for k, v in params.items() if k not in ("groups", "layer", "checkpoint")}
+        given = dict(params) | dict(origin.get("options", {}))
+        out["options"] = {k: _plain(v) for k, v in given.items() if k not in _NOT_OPTIONS}
     return out
 
 
@@ -100,7 +104,7 @@ def same_origin(part: Part, found: dict[str, Any], own: bool) -> None:
                 f"{name} {part.origin.get(name)}, as in training",
                 f"embed the query with {part.origin.get('model', 'the model of the training data')}.",
             )
-    if "fitted_on" in part.origin and not own:
+    if HERE in (part.origin.get("fitted_on"), found.get("fitted_on")) and not own:
         warnings.warn(
             f"{part.key} is a baseline that was fitted on the cells of its own object: training and query are on the "
             f"same axes only if both came from one call. sd.tl.train(adata, model={part.origin.get('model')!r}) fits "

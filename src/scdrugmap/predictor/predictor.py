@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,11 +14,12 @@ import pandas as pd
 
 from scdrugmap import __version__, _anndata
 from scdrugmap._cohort import call
+from scdrugmap._device import Engine
 from scdrugmap._errors import CheckpointError, InputError, InputTypeError, ScDrugMapError
 from scdrugmap._keys import CLASSES
 from scdrugmap.heads.crossfit import margins
+from scdrugmap.heads.mlp import MLPHead
 from scdrugmap.predictor.representation import (
-    Engine,
     FittedRepresentation,
     NetworkRepresentation,
     ObsmRepresentation,
@@ -109,7 +111,8 @@ class ResponsePredictor:
         Array (cells, d) float32; a row of NaN for a cell that cannot be embedded.
         """
         _anndata.refuse_empty(_anndata.resolve(adata, mod=mod))
-        return self.representation.features(adata, mod, Engine(batch_size, device, precision, progress, layer))
+        engine = Engine(device, precision, batch_size, progress)
+        return self.representation.features(adata, mod, engine, layer=layer)
 
     def predict_features(
         self, X: np.ndarray, *, category: np.ndarray | None = None, coverage: float | None = None
@@ -202,7 +205,8 @@ class ResponsePredictor:
         X = self.features(
             adata, mod=mod, layer=layer, batch_size=batch_size, device=device, precision=precision, progress=progress
         )
-        out = self.predict_features(X, category=category, coverage=coverage)
+        placed = replace(self, head=head_on(self.head, device))
+        out = placed.predict_features(X, category=category, coverage=coverage)
         out.index = _anndata.resolve(adata, mod=mod).obs_names.copy()
         return out
 
@@ -347,6 +351,13 @@ class ResponsePredictor:
             return None
         column = _anndata.obs_column(adata, self.conformal_by or "", "conformal_by")
         return column.astype(str).to_numpy()
+
+
+def head_on(head: Any, device: str | None) -> Any:
+    """Return a perceptron that computes on ``device``; the one that was passed stays, and so does any other head."""
+    if device is None or not isinstance(head, MLPHead):
+        return head
+    return copy.copy(head).set_params(device=device)
 
 
 def load_predictor(path: str | Path, *, checkpoint: str | Path | None = None, model: Any = None) -> ResponsePredictor:

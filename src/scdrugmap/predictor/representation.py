@@ -5,27 +5,16 @@ from __future__ import annotations
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scdrugmap import _anndata
+from scdrugmap._device import Engine
 from scdrugmap._errors import CheckpointError, InputError, InputTypeError
-from scdrugmap._keys import KEYS
-from scdrugmap.predictor.origin import Part, check_coverage, comparable, origin_of, read_obsm, same_origin
-
-
-@dataclass(frozen=True)
-class Engine:
-    """How a model embeds cells, and the layer of their counts where it is another one than at training."""
-
-    batch_size: int | None = None
-    device: str | None = None
-    precision: str | None = None
-    progress: bool | None = None
-    layer: str | None = None
+from scdrugmap.predictor.origin import Part, check_coverage, origin_of, read_obsm, same_origin
 
 
 class Representation(ABC):
@@ -34,8 +23,22 @@ class Representation(ABC):
     kind: str
 
     @abstractmethod
-    def features(self, data: Any, mod: str, engine: Engine) -> np.ndarray:
-        """Return (cells, d) float32; a row without any number is a cell that the representation cannot place."""
+    def features(
+        self, data: Any, mod: str, engine: Engine, *, layer: str | None = None, rows: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return (cells, d) float32; a row without any number is a cell that the representation cannot place.
+
+        Parameters
+        ----------
+        data, mod
+            AnnData, or MuData and modality.
+        engine
+            How a network computes.
+        layer
+            Layer of the raw counts where it is another one than at training.
+        rows
+            Cells to return, ascending; by default all.
+        """
 
     @abstractmethod
     def meta(self) -> dict[str, Any]:
@@ -100,7 +103,9 @@ class ObsmRepresentation(Representation):
         """Keys, with their modality."""
         return " + ".join(f"{p.mod}:{p.key}" if p.mod else p.key for p in self.parts)
 
-    def features(self, data: Any, mod: str, engine: Engine) -> np.ndarray:
+    def features(
+        self, data: Any, mod: str, engine: Engine, *, layer: str | None = None, rows: np.ndarray | None = None
+    ) -> np.ndarray:
         """Concatenate the entries, matched by cell name across modalities.
 
         Raises
@@ -137,7 +142,7 @@ class ObsmRepresentation(Representation):
                 "embed again, or drop these cells.",
             )
         out[absent] = np.nan
-        return out
+        return out if rows is None else out[rows]
 
     def meta(self) -> dict[str, Any]:
         """Return the parts."""
@@ -163,18 +168,18 @@ class NetworkRepresentation(Representation):
         options: Mapping[str, Any],
         recipe: str | None,
         layer: str | None,
-        groups: str | None,
+        context: str | None,
         genes: Sequence[str] = (),
         model: Any = None,
         adapted: bool = False,
     ) -> None:
         self.name, self.checkpoint, self.digests = name, checkpoint, dict(digests)
-        self.options, self.recipe, self.layer, self.groups = dict(options), recipe, layer, groups
+        self.options, self.recipe, self.layer, self.context = dict(options), recipe, layer, context
         self.genes, self.model, self.adapted = [str(g) for g in genes], model, adapted
 
     @classmethod
     def open(
-        cls, model: Any, *, checkpoint: str | None, layer: str | None, groups: str | None
+        cls, model: Any, *, checkpoint: str | None, layer: str | None, context: str | None
     ) -> NetworkRepresentation:
         """Wrap a loaded network model."""
         return cls(
@@ -184,7 +189,7 @@ class NetworkRepresentation(Representation):
             options=model.options.model_dump(mode="json"),
             recipe=model.recipe,
             layer=layer,
-            groups=groups,
+            context=context,
             model=model,
         )
 
@@ -220,67 +225,32 @@ class NetworkRepresentation(Representation):
             )
         return model
 
-    def features(self, data: Any, mod: str, engine: Engine) -> np.ndarray:
-        """Take a matching embedding from ``obsm`` where there is one, else embed."""
-        adata = _anndata.resolve(data, mod=mod)
-        ready = None if self.adapted else self._ready(adata, engine.layer or self.layer)
-        return self._embed(adata, engine) if ready is None else ready
+    def features(
+        self, data: Any, mod: str, engine: Engine, *, layer: str | None = None, rows: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Embed, or take the embedding of these very cells from ``obsm`` or the cache."""
+        from scdrugmap.embedding.cells import read_cells
+        from scdrugmap.embedding.embed import embed_cells
 
-    def _ready(self, adata: Any, layer: str | None) -> np.ndarray | None:
-        """The model's own embedding in ``obsm``, if its record says that it is what this predictor needs."""
-        from scdrugmap.models.card import model_key
-
-        key = model_key(self.name)
-        record = adata.uns.get(key)
-        if KEYS.embedding(key) not in adata.obsm or not isinstance(record, Mapping):
-            return None
-        origin, params = record.get(KEYS.provenance, {}), record.get("params", {})
-        same = (
-            comparable(origin.get("checkpoint_sha256", {})) == comparable(self.digests)
-            and comparable(origin.get("options", {})) == comparable(self.options)
-            and comparable(origin.get("recipe")) == comparable(self.recipe)
-            and comparable(params.get("layer")) == comparable(layer)
-            and comparable(params.get("groups")) == comparable(self.groups)
-        )
-        return read_obsm(adata, KEYS.embedding(key)) if same else None
-
-    def _embed(self, adata: Any, engine: Engine) -> np.ndarray:
-        """Run the network over all cells."""
-        from scdrugmap.embedding import runner as inference
-        from scdrugmap.embedding.source import CountSource
-
-        model, genes = self.load(), _anndata.gene_ids(adata)
-        self._check_genes(model.align(genes).genes)
-        labels = None
-        if model.card.context == "group":
-            column = self.groups or (KEYS.sample if KEYS.sample in adata.obs else None)
-            labels = None if column is None else _anndata.obs_column(adata, column, "groups").astype(str).to_numpy()
-        result = inference.embed_counts(
-            model,
-            CountSource(_anndata.counts(adata, engine.layer or self.layer)),
-            genes,
-            groups=labels,
-            batch_size=engine.batch_size,
-            device=engine.device,
-            precision=engine.precision,
-            show_progress=engine.progress,
-        )
-        if not self.genes:
-            self.genes = [str(g) for g in result.alignment.genes]
-        return np.asarray(result.values[:])
-
-    def _check_genes(self, found: np.ndarray) -> None:
+        model, adata = self.load(), _anndata.resolve(data, mod=mod)
+        cells = read_cells(adata, model, layer=layer or self.layer, context=self.context, reuse=not self.adapted)
+        found = model.align(cells.genes).genes
         check_coverage(self.genes, found, self.label)
+        values = embed_cells(model, cells, engine, rows=rows).values
+        self.genes = self.genes or [str(g) for g in found]
+        return values
 
     def meta(self) -> dict[str, Any]:
         """Return the reference to the model."""
-        names = ("name", "checkpoint", "digests", "options", "recipe", "layer", "groups", "adapted")
+        names = ("name", "checkpoint", "digests", "options", "recipe", "layer", "context", "adapted")
         return {n: getattr(self, n) for n in names}
 
     @classmethod
     def from_meta(cls, meta: Mapping[str, Any], genes: Sequence[str]) -> NetworkRepresentation:
         """Rebuild from :meth:`meta` and the gene list; the checkpoint is read when it is needed."""
         values = dict(meta)
+        if "groups" in values:  # as version 0.1 called it
+            values["context"] = values.pop("groups")
         return cls(values.pop("name"), genes=genes, **values)
 
 
@@ -311,18 +281,18 @@ class FittedRepresentation(Representation):
         state = self.model.state()
         return [str(g) for g in state["genes"]] if "genes" in state else []
 
-    def features(self, data: Any, mod: str, engine: Engine) -> np.ndarray:
-        """Project all cells."""
-        from scdrugmap.embedding.source import CountSource
+    def features(
+        self, data: Any, mod: str, engine: Engine, *, layer: str | None = None, rows: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Project cells."""
+        from scdrugmap.embedding.cells import read_cells
+        from scdrugmap.embedding.embed import embed_cells
+        from scdrugmap.models.kit.expression import identifiers
 
-        adata = _anndata.resolve(data, mod=mod)
-        genes = _anndata.gene_ids(adata)
-        source = CountSource(_anndata.counts(adata, engine.layer or self.layer))
+        cells = read_cells(_anndata.resolve(data, mod=mod), self.model, layer=layer or self.layer)
         if self.genes:
-            from scdrugmap.models.kit.expression import identifiers
-
-            check_coverage(self.genes, identifiers(genes), self.label)
-        return np.concatenate([self.model.transform(X, genes) for _, X in source.blocks(2048)]).astype(np.float32)
+            check_coverage(self.genes, identifiers(cells.genes), self.label)
+        return embed_cells(self.model, cells, engine, rows=rows).values
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the state of the baseline."""
@@ -345,6 +315,49 @@ class FittedRepresentation(Representation):
         options = {**meta["options"], **({"recipe": meta["recipe"]} if meta["recipe"] else {})}
         model: Any = registry.get(meta["name"])
         return cls(model.from_state(arrays, **options), layer=meta["layer"])
+
+
+def open_representation(
+    adata: Any,
+    model: Any,
+    engine: Engine,
+    *,
+    checkpoint: str | Path | None = None,
+    layer: str | None = None,
+    context: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> NetworkRepresentation | FittedRepresentation:
+    """Return the representation of a model by name or object; a baseline is not fitted yet.
+
+    Parameters
+    ----------
+    adata
+        The training cells.
+    model
+        Name, or a loaded or fitted model.
+    engine
+        Holds the seed of a model by name.
+    checkpoint, options
+        Of a model by name.
+    layer, context
+        As in :func:`scdrugmap.tl.train`.
+
+    Raises
+    ------
+    InputError
+        If the model cannot embed these cells.
+    """
+    from scdrugmap.embedding.open import open_model
+    from scdrugmap.models.base import FittedModel
+
+    _anndata.refuse_empty(adata, genes=True)
+    genes = _anndata.gene_ids(adata)
+    opened = open_model(model, genes, checkpoint=checkpoint, options=options, seed=engine.seed)
+    _anndata.counts(adata, layer)
+    if isinstance(opened.model, FittedModel):
+        return FittedRepresentation(opened.model, layer=layer)
+    text = as_checkpoint_text(checkpoint)
+    return NetworkRepresentation.open(opened.model, checkpoint=text, layer=layer, context=context)
 
 
 def as_checkpoint_text(checkpoint: str | Path | None) -> str | None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from scdrugmap._errors import CheckpointError, InputError, InputTypeError, OutputError
+from scdrugmap._files import atomic_folder
 
 MANIFEST = "predictor.json"
 FORMAT = 1
 
 
 def write_folder(path: Path, fill: Callable[[Path], dict[str, Any]], *, overwrite: bool) -> None:
-    """Write a folder under a temporary name and move it into place.
+    """Write a folder of a predictor, whole or not at all.
 
     Parameters
     ----------
@@ -43,12 +43,11 @@ def write_folder(path: Path, fill: Callable[[Path], dict[str, Any]], *, overwrit
             raise InputError("path", str(path), "a new folder", "choose another name: this is not a predictor.")
         if not overwrite:
             raise InputError("path", f"{path} holds a predictor", "a new folder", "pass overwrite=True to replace it.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:
-        raise OutputError("path", path, error) from None
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            fresh = stack.enter_context(atomic_folder(path))
+        except OSError as error:
+            raise OutputError("path", path, error) from None
         manifest = fill(fresh)
         # PEFT writes what it is told; anything unexpected must not travel
         manifest["files"] = {
@@ -56,16 +55,6 @@ def write_folder(path: Path, fill: Callable[[Path], dict[str, Any]], *, overwrit
         }
         text = json.dumps({"format": FORMAT, **manifest}, indent=2, default=_jsonable)
         (fresh / MANIFEST).write_text(text + "\n", encoding="utf-8")
-        fresh.chmod(0o755)
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            path.replace(old)
-            fresh.replace(path)
-            shutil.rmtree(old)
-        else:
-            fresh.replace(path)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

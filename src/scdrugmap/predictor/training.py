@@ -10,7 +10,9 @@ import numpy as np
 
 from scdrugmap._errors import InputError, UnknownNameError
 from scdrugmap._keys import CLASSES
+from scdrugmap._metrics import evaluate
 from scdrugmap.heads.crossfit import grouped_folds, held_out_margins, margins
+from scdrugmap.heads.fit import fit_with
 from scdrugmap.heads.mlp import MLPHead
 from scdrugmap.trust.calibration import METHODS, Calibrator
 from scdrugmap.trust.conformal import ConformalSets
@@ -103,14 +105,8 @@ def train_head(
     -------
     The fitted head and what was learnt beside it.
     """
-    from sklearn.base import clone
-
     names = np.asarray(CLASSES)[y]
-    fitted = clone(head)
-    if isinstance(fitted, MLPHead):
-        fitted.fit(X, names, groups=groups)
-    else:
-        fitted.fit(X, names)
+    fitted = fit_with(head, X, names, groups)
     summary: dict[str, Any] = {"n_features": int(X.shape[1])}
     if isinstance(fitted, MLPHead):
         summary |= {"epochs_kept": int(fitted.n_iter_), "training_loss": float(fitted.loss_curve_[fitted.n_iter_ - 1])}
@@ -148,7 +144,7 @@ def learn_trust(
 
     Returns
     -------
-    Calibration, conformal sets and flag, ``None`` where not asked for.
+    Calibration, conformal sets and flag, ``None`` where ``trust`` leaves it out.
     """
     calibration = conformal = ood = None
     if margin is not None and trust.calibrate is not None:
@@ -160,7 +156,7 @@ def learn_trust(
     return calibration, conformal, ood
 
 
-def held_out_metrics(margin: np.ndarray, y: np.ndarray) -> dict[str, float]:
+def held_out_metrics(margin: np.ndarray, y: np.ndarray) -> dict[str, Any]:
     """AUROC and F1 of held-out cells.
 
     Parameters
@@ -172,11 +168,11 @@ def held_out_metrics(margin: np.ndarray, y: np.ndarray) -> dict[str, float]:
 
     Returns
     -------
-    ``auroc`` and ``f1`` of the sensitive class.
+    ``auroc`` and ``f1`` of the sensitive class; where one is undefined it is NaN, and ``undefined`` says why.
     """
-    from sklearn.metrics import f1_score, roc_auc_score
-
-    return {"auroc": float(roc_auc_score(y, margin)), "f1": float(f1_score(y, margin > 0, zero_division=0))}
+    found = evaluate(y, margin, margin > 0, ["auroc", "f1"])
+    reasons = "; ".join(f"{name}: {why}" for name, (_, why) in found.items() if why)
+    return {name: value for name, (value, _) in found.items()} | ({"undefined": reasons} if reasons else {})
 
 
 def _held_out(
@@ -190,15 +186,9 @@ def _held_out(
     """Log-odds of every cell from a head, and a representation, that have not seen it."""
     if refit is None:
         return held_out_margins(head, X, names, folds, groups)
-    from sklearn.base import clone
-
     out = np.empty(len(names))
     for train, test in folds:
-        features = refit(train)
-        model = clone(head)
-        if isinstance(model, MLPHead):
-            model.fit(features[train], names[train], groups=None if groups is None else groups[train])
-        else:
-            model.fit(features[train], names[train])
+        features = refit(train)  # (cells, features), all cells under a representation fitted on ``train``
+        model = fit_with(head, features[train], names[train], None if groups is None else groups[train])
         out[test] = margins(model, features[test])
     return out

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
+import math
+import time
 from pathlib import Path
 from typing import Any
+
+from scdrugmap._files import write_text
 
 
 class ResponseCache:
@@ -47,14 +49,34 @@ class ResponseCache:
     def put(self, key: str, entry: dict[str, Any]) -> None:
         """Keep an answer; a kill leaves the old file or the new one."""
         path = self.path(key)
-        if path is None:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(entry, file, ensure_ascii=False)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        if path is not None:
+            write_text(path, json.dumps(entry, ensure_ascii=False))
+
+
+def folder() -> Path:
+    """Return the folder of the answers, from ``settings.cache_dir``."""
+    from scdrugmap.settings import settings
+
+    return Path(settings.cache_dir).expanduser() / "prompting"
+
+
+def clear(*, older_than: float | None = None) -> int:
+    """Delete answers; asking again may cost money.
+
+    Parameters
+    ----------
+    older_than
+        Only answers that came more than this many days ago.
+
+    Returns
+    -------
+    Number of bytes that were freed.
+    """
+    before = math.inf if older_than is None else time.time() - older_than * 86400
+    freed = 0
+    for file in folder().glob("??/*.json"):
+        about = file.stat()
+        if about.st_mtime < before:
+            file.unlink()
+            freed += about.st_size
+    return freed

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import random
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from scdrugmap._errors import MissingDependencyError
 from scdrugmap._logging import get_logger
+from scdrugmap._retry import Backoff, passing, retry_after
 from scdrugmap.prompting.options import ClientOptions, EndpointError
 from scdrugmap.prompting.parsing import holds_label
 
@@ -26,7 +23,6 @@ _FEATURES = {
     "max_tokens": ("max_tokens", "max_completion_tokens"),
 }
 _FORMATS = ("json_schema", "json_object", "text")
-_PASSING = (408, 409, 425, 429)
 
 
 class RequestFailed(Exception):
@@ -125,7 +121,7 @@ class ChatClient:
         self._format = 0
         self._dropped: set[str] = set()
         self._stop = threading.Event()
-        self._jitter = random.Random()
+        self._backoff = Backoff(options.backoff, options.max_wait)
 
     def close(self) -> None:
         """End waiting requests and close the connections."""
@@ -169,7 +165,7 @@ class ChatClient:
                     return Reply(finish="content_filter", attempts=attempt, waited=waited)
                 if status in (400, 422) and self._fall_back(error.message, sent):
                     continue
-                if quota or (status < 500 and status not in _PASSING):
+                if quota or not passing(status):
                     raise EndpointError(f"{self.options.host}: {reason}. Fix: {_advice(status, quota)}") from None
             if attempt > self.options.max_retries:
                 raise RequestFailed(reason, attempt)
@@ -232,7 +228,7 @@ class ChatClient:
     def _delay(self, attempt: int, asked: float | None, reason: str) -> float:
         """Seconds to wait: what the endpoint asks for, else exponential with full jitter."""
         if asked is None:
-            return self._jitter.uniform(0.5, 1) * min(self.options.backoff * 2 ** (attempt - 1), self.options.max_wait)
+            return self._backoff.seconds(attempt - 1)
         if asked > self.options.max_wait:
             raise EndpointError(
                 f"{self.options.host}: {reason}; it asks to wait {asked:.0f} s. Fix: call again then, or set max_wait="
@@ -272,29 +268,6 @@ class Limiter:
         """Hold all requests that have not started."""
         with self._lock:
             self._next = max(self._next, time.monotonic() + seconds)
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that a server asks to wait: a number, milliseconds or a date.
-
-    Examples
-    --------
-    >>> retry_after({"retry-after": "2.5"}), retry_after({"retry-after-ms": "300"}), retry_after({})
-    (2.5, 0.3, None)
-    """
-    milliseconds, value = headers.get("retry-after-ms"), headers.get("retry-after")
-    try:
-        if milliseconds is not None:
-            seconds = float(milliseconds) / 1000
-        elif value is None:
-            return None
-        elif re.fullmatch(r"[\d.]+", value.strip()):
-            seconds = float(value)
-        else:
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
-    except (ValueError, TypeError):
-        return None
-    return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 
 def _logprobs(choice: Any, text: str) -> tuple[list[str], dict[str, dict[str, float]]]:

@@ -15,6 +15,7 @@ from scdrugmap._errors import InputError, OfflineError, ScDrugMapWarning
 from scdrugmap._logging import get_logger, progress
 from scdrugmap.prompting.asking import ANSWERED, NO_GENES, Asker, Cell, known_reply
 from scdrugmap.prompting.cache import ResponseCache
+from scdrugmap.prompting.cache import folder as cache_folder
 from scdrugmap.prompting.client import ChatClient, Stopped
 from scdrugmap.prompting.cost import Preview, Prices, cost_of, price_of
 from scdrugmap.prompting.examples import Examples
@@ -223,7 +224,7 @@ def _prepare(
     price = price_of(options.model, prices)
     folder: Path | None = None
     if cache is True:
-        folder = settings.cache_dir / "prompting"
+        folder = cache_folder()
     elif cache:
         folder = Path(cache).expanduser()
     plan = make_plan(X, genes, options, get_template(template), rng=_generator(rng), **of_plan)

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from scdrugmap._device import Engine
 from scdrugmap._errors import InputError
-from scdrugmap.embedding.runner import embed_counts
+from scdrugmap.embedding.embed import embed_counts
 from scdrugmap.embedding.source import CountSource
 from scdrugmap.genes.identifiers import Genes
 from scdrugmap.models.base import FittedModel, GroupModel, Model, NetworkModel
@@ -24,8 +25,14 @@ TOLERANCE = 1e-5
 Check = Callable[[Any, sparse.csr_matrix, Genes], None]
 
 
-def check_model(model: Model | type[Model], X: sparse.csr_matrix | None = None, genes: Genes | None = None) -> None:
-    """Run the conformance suite on a model.
+def check_model(
+    model: Model | type[Model],
+    X: sparse.csr_matrix | None = None,
+    genes: Genes | None = None,
+    *,
+    report: Callable[[str], None] | None = print,
+) -> None:
+    """Run the conformance suite on a model; every check is reported as it begins.
 
     Parameters
     ----------
@@ -33,6 +40,8 @@ def check_model(model: Model | type[Model], X: sparse.csr_matrix | None = None, 
         A model, or a class whose ``random`` builds a small one (network) or that is fitted here (baseline).
     X, genes
         Counts to use; by default :func:`scdrugmap.testing.example_cells`.
+    report
+        Receives one line per check, when it begins; ``None`` for silence.
 
     Raises
     ------
@@ -43,11 +52,15 @@ def check_model(model: Model | type[Model], X: sparse.csr_matrix | None = None, 
     --------
     >>> import scdrugmap as sd
     >>> from scdrugmap.models.pca import PCA
-    >>> sd.testing.check_model(PCA(n_components=5))
+    >>> sd.testing.check_model(PCA(n_components=5), report=None)
     """
     if X is None or genes is None:
         X, genes = example_cells()
-    for check in checks(model):
+    rules = checks(model)
+    for i, check in enumerate(rules, 1):
+        if report is not None:
+            rule = (check.__doc__ or "").partition("\n")[0]
+            report(f"{i:2d} of {len(rules)}  {check.__name__}: {rule}")
         # Each check gets a model of its own, so that no check can spoil the next.
         check(build(model, X, genes), X, genes)
 
@@ -104,15 +117,15 @@ def checks(model: Model | type[Model]) -> list[Check]:
     return [*common, *network, independent_of_batch, independent_of_neighbours]
 
 
-def embed(model: Model, X: Any, genes: Genes, **options: Any) -> np.ndarray:
+def embed(
+    model: Model, X: Any, genes: Genes, *, batch_size: int | None = None, store: Path | None = None, **options: Any
+) -> np.ndarray:
     """Embed with whatever kind of model it is."""
     if isinstance(model, FittedModel):
         return model.transform(sparse.csr_matrix(X), genes)
     assert isinstance(model, NetworkModel)
-    result = embed_counts(
-        model, CountSource(X), genes, device="cpu", precision="float32", show_progress=False, **options
-    )
-    return np.asarray(result.values[:])
+    engine = Engine("cpu", "float32", batch_size, progress=False, store=store)
+    return np.asarray(embed_counts(model, CountSource(X), genes, engine, **options).values[:])
 
 
 def assert_close(found: np.ndarray, expected: np.ndarray, rule: str) -> None:
@@ -162,7 +175,7 @@ def independent_of_neighbours(model: Model, X: sparse.csr_matrix, genes: Genes) 
 def independent_of_other_groups(model: Model, X: sparse.csr_matrix, genes: Genes) -> None:
     """Only the cells of its own group change a cell's embedding."""
     groups = np.arange(X.shape[0]) % 2
-    both = embed(model, X, genes, groups=groups)
+    both = embed(model, X, genes, context=groups)
     assert_close(embed(model, X[groups == 1], genes), both[groups == 1], "other groups")
 
 
@@ -201,17 +214,25 @@ def leaves_input_untouched(model: Model, X: sparse.csr_matrix, genes: Genes) -> 
     assert np.array_equal(before.indices, X.indices), "structure of the input changed"
 
 
-def empty_cell(model: Model, X: sparse.csr_matrix, genes: Genes) -> None:
-    """A cell without counts keeps its row and leaves the others alone."""
-    if isinstance(model, GroupModel):
-        groups = np.r_[np.zeros(X.shape[0]), 1]
-        values = embed(
-            model, sparse.vstack([X, sparse.csr_matrix((1, X.shape[1]))], format="csr"), genes, groups=groups
-        )
-    else:
-        values = embed(model, sparse.vstack([X, sparse.csr_matrix((1, X.shape[1]))], format="csr"), genes)
-    assert len(values) == X.shape[0] + 1, "a row is missing"
-    assert_close(values[:-1], embed(model, X, genes), "beside an empty cell")
+def empty_cell(model: NetworkModel, X: sparse.csr_matrix, genes: Genes) -> None:
+    """A cell without counts of known genes keeps its row, holds NaN there and leaves the others alone."""
+    n = X.shape[0]
+    blank = sparse.csr_matrix((2, X.shape[1]), dtype=X.dtype)
+    foreign = sparse.csr_matrix(([3.0], ([n + 1], [0])), shape=(n + 2, 1), dtype=X.dtype)
+    wide = sparse.hstack([sparse.vstack([X, blank]), foreign], format="csr")
+    names = join(genes, Genes.from_names(["NOTAGENE0X"], ensembl=["ENSG90000000000"]))
+    if model.open_vocabulary:
+        wide, names = wide[:-1, :-1], genes
+    # A group of their own: what they do to cells beside them is an option of some models.
+    options = {"groups": np.r_[np.zeros(n), np.ones(wide.shape[0] - n)]} if isinstance(model, GroupModel) else {}
+    values = embed(model, wide, names, **options)
+    assert values.shape == (wide.shape[0], model.dim), f"shape {values.shape} instead of one row per cell"
+    assert_close(values[:n], embed(model, X, genes), "beside an empty cell")
+    for row, what in zip(values[n:], ("no counts", "counts of unknown genes only"), strict=False):
+        if model.embeds_empty_cells:
+            assert np.isfinite(row).all(), f"a cell with {what} is not finite, and embeds_empty_cells is true"
+        else:
+            assert np.isnan(row).all(), f"a cell with {what} has values instead of NaN; mark it unusable in the tokens"
 
 
 def same_in_every_container(model: Model, X: sparse.csr_matrix, genes: Genes) -> None:

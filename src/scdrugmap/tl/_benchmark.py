@@ -12,13 +12,13 @@ import numpy as np
 
 from scdrugmap import __version__, _anndata
 from scdrugmap._errors import InputError, ScDrugMapWarning, UnknownNameError
-from scdrugmap._keys import KEYS
+from scdrugmap._keys import KEYS, SAME_SAMPLE
+from scdrugmap._metrics import Metrics, resolve_metrics
 from scdrugmap._random import seed_of
 from scdrugmap.evaluation.grid import inputs
 from scdrugmap.evaluation.grid.contenders import Contender, Head
 from scdrugmap.evaluation.grid.grid import make_partitions, run_grid, splits_of
-from scdrugmap.evaluation.result.metrics import Metrics, resolve_metrics
-from scdrugmap.evaluation.splits.cells import SAME_SAMPLE, study_card
+from scdrugmap.evaluation.splits.cells import study_card
 from scdrugmap.tl._benchmark_models import Asked
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def benchmark(
         With ``split="cell"``: one division with this share of test cells instead of folds.
     metrics
         ``None`` for all, names, or a mapping of names to ``(y, score, pred) -> float``; see
-        :data:`scdrugmap.evaluation.result.metrics.METRICS`.
+        :data:`scdrugmap.evaluation.METRICS`.
     levels
         ``"cell"``, and ``"sample"`` and ``"patient"`` for metrics of the mean score per sample or patient.
     head

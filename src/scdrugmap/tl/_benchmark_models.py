@@ -93,7 +93,10 @@ class Asked:
 
         X = _anndata.counts(self.adata, self.layer)
         light = ad.AnnData(X=X, obs=self.adata.obs, var=self.adata.var)
-        options = {"groups": self.sample_key if self.sample_key in self.adata.obs else None, "rng": self.seed} | options
+        options = {
+            "context": self.sample_key if self.sample_key in self.adata.obs else None,
+            "rng": self.seed,
+        } | renamed(options)
         if self.store is not None:
             folder = hashlib.sha256(f"{content}{self.seed}".encode()).hexdigest()[:32]
             options.setdefault("store", Path(self.store) / "embeddings" / folder)
@@ -107,7 +110,7 @@ class Asked:
         """Fine-tune on the training cells and predict the test cells, whose labels were removed."""
         adata, label_key, layer = self.adata, self.label_key, self.layer
         groups = self.sample_key if self.sample_key in adata.obs else None
-        options = {k: v for k, v in options.items() if k != "groups"} | {"context": options.get("groups")}
+        options = renamed(options)
         lora_options = dict(self.lora_options) or None
 
         def predict(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
@@ -141,6 +144,14 @@ class Asked:
             return scores
 
         return predict
+
+
+def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of embed with ``groups``, as version 0.1 called it, under its name of today."""
+    from scdrugmap.tl._embed import renamed_context
+
+    context, rest = renamed_context(options.get("context"), dict(options))
+    return rest if context is None else rest | {"context": context}
 
 
 def _part(adata: AnnData, rows: np.ndarray, without: str | None = None) -> AnnData:

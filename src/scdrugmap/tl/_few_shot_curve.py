@@ -82,8 +82,8 @@ def few_shot_curve(
     Returns
     -------
     Tidy table, one row per number of shots, repeat and metric: ``n_shots``, ``unit``, ``repeat``, ``metric`` (``f1``,
-    ``auroc``, ``auprc``, ``balanced_accuracy``; positive class sensitive), ``value``, ``n_train``, ``n_test`` and
-    ``shared_samples`` (share of test cells whose sample also gave shots).
+    ``auroc``, ``auprc``, ``balanced_accuracy``; positive class sensitive), ``value``, ``n_train``, ``n_test``,
+    ``shared_samples`` (share of test cells whose sample also gave shots) and ``reason`` (why a value is undefined).
 
     Raises
     ------
@@ -100,10 +100,12 @@ def few_shot_curve(
     >>> table["n_shots"].unique().tolist()
     [0, 2]
     """
-    from scdrugmap._cohort import both_classes, encode
+    from scdrugmap._cohort import both_classes, read_cohort
+    from scdrugmap._device import Engine
     from scdrugmap._random import seed_of
+    from scdrugmap.heads.fit import fit_folds
+    from scdrugmap.heads.make import make_head
     from scdrugmap.predictor.few_shot import shot_order
-    from scdrugmap.predictor.representation import Engine
 
     main = _anndata.resolve(adata, mod=mod)
     _anndata.refuse_empty(main)
@@ -112,12 +114,13 @@ def few_shot_curve(
     if not isinstance(shots, Sequence | np.ndarray) or not len(shots) or min(shots) < 0 or n_repeats < 1:
         raise InputError("shots", shots, "numbers of 0 or more, and a repeat", "pass shots=(0, 1, 2, 4).")
     seed = seed_of(rng)
-    y = encode(_anndata.obs_column(main, label_key, "label_key"))
+    need = ("study", "sample") if unit == "sample" else ("study",)
+    cohort = read_cohort(
+        main, label_key=label_key, study_key=study_key, sample_key=sample_key, patient_key=None, need=need
+    )
+    y, study = cohort.y, cohort.study
     both_classes(y)
-    study = _anndata.obs_column(main, study_key, "study_key").astype(str).to_numpy()
-    samples = None
-    if unit == "sample" or sample_key in main.obs:
-        samples = _anndata.obs_column(main, sample_key, "sample_key").astype(str).to_numpy()
+    samples = cohort.sample if unit == "sample" or sample_key in main.obs else None
     at_target = (study == str(target)) & (y >= 0)
     source = np.flatnonzero((study != str(target)) & (y >= 0))
     if not at_target.any():
@@ -129,10 +132,10 @@ def few_shot_curve(
     for repeat in range(n_repeats):
         order = shot_order(np.where(at_target, y, -1), samples, unit, np.random.default_rng([seed, repeat]))
         plans += _plan(order, sorted(set(shots)), repeat, at_target, unit)
-    engine = Engine(batch_size, device, precision, progress)
+    engine = Engine(device, precision, batch_size, progress, seed=seed)
     fit_rows = source if len(source) else np.flatnonzero(at_target)
     X = _features(
-        adata, main, model, use_rep, fit_rows, seed, engine, mod, checkpoint, layer, context, model_options, samples
+        adata, main, model, use_rep, fit_rows, engine, mod, checkpoint, layer, context, model_options, sample_key
     )
     usable = ~np.isnan(X).any(axis=1)
     trains, weights = [], []
@@ -143,14 +146,15 @@ def few_shot_curve(
             weight[drawn] = shot_weight * len(source) / len(drawn)
         trains.append(rows[usable[rows]])
         weights.append(weight)
-    heads = _fit(X, y, trains, weights, head, head_options, seed, None if shot_weight is None else "weighted")
+    made = make_head(head, random_state=seed, **dict(head_options or {}))
+    heads = fit_folds(made, np.nan_to_num(X), y, trains, samples, None if shot_weight is None else weights)
     table = []
     for (n, repeat, drawn, test), rows, fitted in zip(plans, trains, heads, strict=True):
         judged = test[usable[test]]
         shared = 0.0 if samples is None else float(np.isin(samples[judged], samples[drawn]).mean())
-        for metric, value in _scores(fitted, X[judged], y[judged]).items():
-            table.append((n, unit, repeat, metric, value, len(rows), len(judged), shared))
-    columns = ["n_shots", "unit", "repeat", "metric", "value", "n_train", "n_test", "shared_samples"]
+        for metric, (value, reason) in _scores(fitted, X[judged], y[judged]).items():
+            table.append((n, unit, repeat, metric, value, len(rows), len(judged), shared, reason))
+    columns = ["n_shots", "unit", "repeat", "metric", "value", "n_train", "n_test", "shared_samples", "reason"]
     return pd.DataFrame(table, columns=columns)
 
 
@@ -178,68 +182,32 @@ def _features(
     model: Any,
     use_rep: Any,
     fit_rows: np.ndarray,
-    seed: int,
     engine: Any,
     mod: str,
     checkpoint: Any,
     layer: str | None,
     context: str | None,
     options: dict[str, Any],
-    samples: np.ndarray | None,
+    sample_key: str,
 ) -> np.ndarray:
     """Features of all cells; a baseline is fitted on ``fit_rows``."""
-    from scdrugmap.predictor.representation import FittedRepresentation, ObsmRepresentation
-    from scdrugmap.tl._train import _Refit, open_model
+    from scdrugmap.predictor.fitting import Refit
+    from scdrugmap.predictor.representation import FittedRepresentation, ObsmRepresentation, open_representation
 
     if use_rep is not None:
         return ObsmRepresentation.open(data, use_rep, mod).features(data, mod, engine)
-    representation = open_model(main, model, seed, checkpoint, layer, context, options)
+    representation = open_representation(
+        main, model, engine, checkpoint=checkpoint, layer=layer, context=context, options=options
+    )
     if isinstance(representation, FittedRepresentation):
-        return _Refit(main, representation, samples, engine)(fit_rows)
+        return Refit(main, representation, context=context, sample_key=sample_key)(fit_rows)
     return representation.features(main, mod, engine)
 
 
-def _fit(
-    X: np.ndarray,
-    y: np.ndarray,
-    trains: list[np.ndarray],
-    weights: list[np.ndarray],
-    head: Any,
-    head_options: Mapping[str, Any] | None,
-    seed: int,
-    weighted: str | None,
-) -> list[Any]:
-    """Train one head per plan; perceptrons without weights of their own train side by side."""
-    from sklearn.base import clone
-    from sklearn.pipeline import Pipeline
-
-    from scdrugmap.heads.batched import fit_heads
-    from scdrugmap.heads.make import make_head
-    from scdrugmap.heads.mlp import MLPHead
-
-    made = make_head(head, random_state=seed, **dict(head_options or {}))
-    if isinstance(made, MLPHead) and weighted is None:
-        params = {k: v for k, v in made.get_params().items() if k != "random_state"}
-        return fit_heads(np.nan_to_num(X), y, trains, seeds=seed, **params)
-    out = []
-    for rows, weight in zip(trains, weights, strict=True):
-        model = clone(made)
-        key = f"{model.steps[-1][0]}__sample_weight" if isinstance(model, Pipeline) else "sample_weight"
-        out.append(model.fit(X[rows], y[rows], **({} if weighted is None else {key: weight[rows]})))
-    return out
-
-
-def _scores(head: Any, X: np.ndarray, y: np.ndarray) -> dict[str, float]:
-    """Metrics of one head on the test cells; undefined ones are NaN."""
-    from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
-
+def _scores(head: Any, X: np.ndarray, y: np.ndarray) -> dict[str, tuple[float, str]]:
+    """Value and, where it is undefined, the reason, per metric of one head on the test cells."""
     from scdrugmap._cohort import call
+    from scdrugmap._metrics import evaluate
 
     p = head.predict_proba(X)[:, 1]
-    both = len(np.unique(y)) == 2
-    return {
-        "f1": float(f1_score(y, call(p), zero_division=0)),
-        "auroc": float(roc_auc_score(y, p)) if both else float("nan"),
-        "auprc": float(average_precision_score(y, p)) if both else float("nan"),
-        "balanced_accuracy": float(balanced_accuracy_score(y, call(p))) if both else float("nan"),
-    }
+    return evaluate(y, p, call(p), ["f1", "auroc", "auprc", "balanced_accuracy"])

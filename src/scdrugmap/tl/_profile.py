@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scdrugmap import _anndata
+from scdrugmap._device import Engine
 from scdrugmap._errors import InputError
 
 if TYPE_CHECKING:
@@ -81,8 +82,6 @@ def profile(
     cells = _anndata.resolve(adata, mod=mod)
     _anndata.refuse_empty(cells, genes=True)
     if n_cells < 1:
-        raise InputError("n_cells", n_cells, "at least one cell", "pass n_cells=32.")
-    if n_cells < 1:
         raise InputError("n_cells", n_cells, "one or more", "the default is 32.")
     names = [models] if isinstance(models, str) or not isinstance(models, Sequence) else list(models)
     if not names:
@@ -92,13 +91,12 @@ def profile(
     rows = np.sort(np.random.default_rng(seed_of(rng)).permutation(cells.n_obs)[:n_cells])
     X = CountSource(_anndata.counts(cells, layer))[rows]
     genes = _anndata.gene_ids(cells)
-    records = [_one(model, checkpoint, X, genes, device, precision, training) for model in names]
+    engine = Engine(device, precision, progress=False)
+    records = [_one(model, checkpoint, X, genes, engine, training) for model in names]
     return pd.DataFrame(records).set_index("model")
 
 
-def _one(
-    model: str | Model, checkpoint: Any, X: Any, genes: Any, device: str | None, precision: str | None, training: bool
-) -> dict[str, Any]:
+def _one(model: str | Model, checkpoint: Any, X: Any, genes: Any, engine: Engine, training: bool) -> dict[str, Any]:
     from scdrugmap.models import registry
     from scdrugmap.models.base import FittedModel, NetworkModel
 
@@ -131,24 +129,22 @@ def _one(
     if isinstance(model, str):
         network = registry.load(model, checkpoint) if checkpoint else cls.random(genes, size="official")  # type: ignore[attr-defined]
     assert isinstance(network, NetworkModel)
-    return record | _network(network, X, genes, device, precision, training)
+    return record | _network(network, X, genes, engine, training)
 
 
-def _network(
-    model: NetworkModel, X: Any, genes: Any, device: str | None, precision: str | None, training: bool
-) -> dict[str, Any]:
+def _network(model: NetworkModel, X: Any, genes: Any, engine: Engine, training: bool) -> dict[str, Any]:
     import torch
 
-    from scdrugmap.embedding.runner import embed_counts
+    from scdrugmap.embedding.embed import embed_counts
     from scdrugmap.embedding.source import CountSource
     from scdrugmap.models.base import GroupModel
 
-    embed_counts(model, CountSource(X[:1]), genes, device=device, precision=precision, show_progress=False)
+    embed_counts(model, CountSource(X[:1]), genes, engine)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     memory = PeakMemory()
     with memory:
-        result = embed_counts(model, CountSource(X), genes, device=device, precision=precision, show_progress=False)
+        result = embed_counts(model, CountSource(X), genes, engine)
     work = result.work
     on_gpu = result.device.startswith("cuda")
     return {

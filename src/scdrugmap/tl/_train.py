@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from scdrugmap import __version__, _anndata
+from scdrugmap._device import Engine
 from scdrugmap._errors import InputError, InputTypeError, ScDrugMapWarning, UnknownNameError
 from scdrugmap._keys import KEYS
 
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
+    from scdrugmap._cohort import Cohort
     from scdrugmap.models.base import Model
     from scdrugmap.predictor.predictor import ResponsePredictor
-    from scdrugmap.predictor.representation import Engine, Representation
 
 STRATEGIES = ("frozen", "lora")
 #: Columns whose values the summary of the training data lists.
@@ -34,7 +35,7 @@ def train(
     use_rep: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
     strategy: Literal["frozen", "lora"] = "frozen",
     label_key: str = "response",
-    groups: str | None = None,
+    groups: str | Literal[False] | None = None,
     head: Any = "mlp",
     head_options: Mapping[str, Any] | None = None,
     lora_options: Mapping[str, Any] | None = None,
@@ -61,8 +62,8 @@ def train(
     adata
         Labelled cells, with raw counts (``model=``) or embeddings (``use_rep=``). It is not changed.
     model
-        Foundation model or baseline, by name or loaded. A baseline is fitted on the labelled cells; a matching
-        embedding in ``obsm`` is used instead of embedding again.
+        Foundation model or baseline, by name or loaded. A baseline is fitted on the labelled cells. An embedding of
+        these very cells that lies in ``obsm`` or in the cache is used instead of embedding again.
     use_rep
         Instead of ``model``: a key of ``obsm``, several keys, or a mapping of MuData modality to key; several
         representations are concatenated.
@@ -72,7 +73,7 @@ def train(
         Column of ``obs`` with ``resistant`` or ``sensitive``; cells without a label are not used.
     groups
         Column of ``obs`` (sample, patient ...) whose cells stay together in every inner split; by default ``sample``
-        where there is such a column.
+        where there is such a column. ``False`` splits single cells.
     head
         ``"mlp"`` (the published head), ``"logistic"``, or a scikit-learn classifier with ``predict_proba``.
     head_options
@@ -95,7 +96,8 @@ def train(
     layer
         Layer of the raw counts; ``X`` if ``None``.
     context
-        Column of ``obs`` for models whose cells see each other: cells with one label form one group.
+        Column of ``obs`` for models whose cells see each other: cells with one label form one group. For the baseline
+        ``scvi``: the batch, as in :func:`embed`.
     batch_size, device, precision, progress
         As in :func:`embed`.
     rng
@@ -131,15 +133,55 @@ def train(
     >>> predictor.predict(adata)["score"].between(0, 1).all()
     np.True_
     """
-    from scdrugmap._cohort import both_classes, encode
+    from scdrugmap._cohort import both_classes, read_cohort
     from scdrugmap._random import seed_of
     from scdrugmap.heads.make import make_head
-    from scdrugmap.predictor.predictor import ResponsePredictor
-    from scdrugmap.predictor.representation import Engine
+    from scdrugmap.predictor.adapted import fit_adapted
+    from scdrugmap.predictor.fitting import Plan, fit_frozen
+    from scdrugmap.predictor.predictor import ResponsePredictor, head_on
     from scdrugmap.predictor.training import Trust
 
     main = _anndata.resolve(adata, mod=mod)
     _anndata.refuse_empty(main)
+    _check_arguments(model, use_rep, strategy, head, checkpoint, lora_options, model_options)
+    engine = Engine(device, precision, batch_size, progress, seed=seed_of(rng))
+    if conformal_by is not None:
+        _anndata.obs_column(main, conformal_by, "conformal_by")
+        if not conformal:
+            raise InputError("conformal_by", conformal_by, "None without conformal sets", "pass conformal=0.9.")
+    columns = [] if conformal_by is None else [conformal_by]
+    cohort = read_cohort(main, label_key=label_key, patient_key=None, columns=columns, groups=groups)
+    both_classes(cohort.y)
+    trust = Trust(calibrate, (0.9 if conformal is True else float(conformal)) if conformal else None, ood, n_folds)
+    _check_groups(cohort.take(cohort.labelled), trust, engine.seed)
+    made = make_head(head, random_state=engine.seed, **dict(head_options or {}))
+    made = made if getattr(made, "device", None) else head_on(made, device)
+    plan = Plan(
+        made, trust, engine, model, use_rep, checkpoint,
+        model_options, layer, context, mod, conformal_by, lora_options,
+    )  # fmt: skip
+    fitted = fit_adapted(main, cohort, plan) if strategy == "lora" else fit_frozen(adata, cohort, plan)
+    training: dict[str, Any] = {
+        "scdrugmap": __version__, "strategy": strategy, "head": head if isinstance(head, str) else type(head).__name__,
+        "seed": engine.seed, "label_key": label_key, "groups": cohort.groups_key,
+        "n_unlabelled": int((cohort.y < 0).sum()), **_describe(main.obs.iloc[fitted.rows], fitted.cohort),
+        **fitted.trained.summary, "n_unusable": len(cohort.labelled) - len(fitted.rows),
+    }  # fmt: skip
+    return ResponsePredictor(
+        fitted.trained.head,
+        fitted.representation,
+        calibration=fitted.trained.calibration,
+        conformal=fitted.trained.conformal,
+        ood=fitted.trained.ood,
+        conformal_by=conformal_by,
+        training=training,
+    )
+
+
+def _check_arguments(
+    model: Any, use_rep: Any, strategy: str, head: Any, checkpoint: Any, lora_options: Any, model_options: Any
+) -> None:
+    """Refuse arguments that do not fit together."""
     if strategy not in STRATEGIES:
         raise UnknownNameError("strategy", strategy, STRATEGIES, "Prompted models are not trained.")
     if (model is None) == (use_rep is None):
@@ -149,211 +191,35 @@ def train(
     if use_rep is not None and (strategy == "lora" or checkpoint is not None or model_options):
         extra = "strategy='lora'" if strategy == "lora" else ", ".join([*model_options] or ["checkpoint"])
         raise InputError("use_rep", f"use_rep with {extra}", "model= for that", "pass model=<name> instead of use_rep.")
-    seed = seed_of(rng)
-    y_all = encode(_anndata.obs_column(main, label_key, "label_key"), "label_key")
-    both_classes(y_all)
-    rows = np.flatnonzero(y_all >= 0)
-    group_key = groups or (KEYS.sample if KEYS.sample in main.obs else None)
-    labels = None if group_key is None else _anndata.obs_column(main, group_key, "groups").astype(str).to_numpy()
-    category = None if conformal_by is None else _anndata.obs_column(main, conformal_by, "conformal_by").astype(str)
-    if conformal_by is not None and not conformal:
-        raise InputError("conformal_by", conformal_by, "None without conformal sets", "pass conformal=0.9.")
-    trust = Trust(calibrate, (0.9 if conformal is True else float(conformal)) if conformal else None, ood, n_folds)
-    _check_groups(y_all[rows], labels if labels is None else labels[rows], trust, seed)
-    made = make_head(head, random_state=seed, **dict(head_options or {}))
-    engine = Engine(batch_size, device, precision, progress)
-    training: dict[str, Any] = {
-        "scdrugmap": __version__,
-        "strategy": strategy,
-        "head": head if isinstance(head, str) else type(head).__name__,
-        "seed": seed,
-        "label_key": label_key,
-        "groups": group_key,
-        "n_unlabelled": int((y_all < 0).sum()),
-    }
-    if strategy == "lora":
-        from scdrugmap.tl._train_lora import train_lora
-
-        if head != "mlp":
-            raise InputError("head", head, "'mlp': adapters are trained through the head", "leave head out.")
-        representation, trained, kept = train_lora(
-            main, model, rows, y_all, labels, category, made, trust, seed, engine,
-            checkpoint=checkpoint, layer=layer, context=context, options=lora_options, model_options=model_options,
-        )  # fmt: skip
-    else:
-        if lora_options:
-            raise InputError("lora_options", dict(lora_options), "None", "pass strategy='lora'.")
-        representation, trained, kept = _train_frozen(
-            adata, main, model, use_rep, rows, y_all, labels, category, made, trust, seed, engine,
-            mod=mod, checkpoint=checkpoint, layer=layer, context=context, model_options=model_options,
-        )  # fmt: skip
-    training |= {**_describe(main.obs.iloc[kept], y_all[kept], labels, kept), **trained.summary}
-    training["n_unusable"] = len(rows) - len(kept)
-    return ResponsePredictor(
-        trained.head,
-        representation,
-        calibration=trained.calibration,
-        conformal=trained.conformal,
-        ood=trained.ood,
-        conformal_by=conformal_by,
-        training=training,
-    )
+    if strategy == "lora" and head != "mlp":
+        raise InputError("head", head, "'mlp': adapters are trained through the head", "leave head out.")
+    if strategy != "lora" and lora_options:
+        raise InputError("lora_options", dict(lora_options), "None", "pass strategy='lora'.")
 
 
-def _train_frozen(
-    data: Any,
-    main: AnnData,
-    model: Any,
-    use_rep: Any,
-    rows: np.ndarray,
-    y_all: np.ndarray,
-    labels: np.ndarray | None,
-    category: pd.Series | None,
-    head: Any,
-    trust: Any,
-    seed: int,
-    engine: Engine,
-    *,
-    mod: str,
-    checkpoint: str | Path | None,
-    layer: str | None,
-    context: str | None,
-    model_options: dict[str, Any],
-) -> tuple[Representation, Any, np.ndarray]:
-    """Compute features of the labelled cells and train the head; returns the rows that were used, too."""
-    from scdrugmap.predictor.representation import FittedRepresentation, ObsmRepresentation
-    from scdrugmap.predictor.training import train_head
-
-    representation: Any
-    refit = None
-    if use_rep is not None:
-        representation = ObsmRepresentation.open(data, use_rep, mod)
-        X = representation.features(data, mod, engine)[rows]
-        _refuse_missing(X, representation.label)
-    else:
-        subset = main if len(rows) == main.n_obs else main[rows]
-        representation = open_model(subset, model, seed, checkpoint, layer, context, model_options)
-        if isinstance(representation, FittedRepresentation):
-            fit_rows = _Refit(subset, representation, None if labels is None else labels[rows], engine)
-            representation, refit = fit_rows.on(np.arange(len(rows))), fit_rows
-        X = representation.features(subset, mod, engine)
-    usable = ~np.isnan(X).any(axis=1)
-    if not usable.all():
-        warnings.warn(
-            f"{int((~usable).sum())} of {len(usable)} labelled cells have no embedding and are not trained on.",
-            ScDrugMapWarning,
-            stacklevel=4,
-        )
-    kept = rows[usable]
-    from scdrugmap._cohort import both_classes
-
-    both_classes(y_all[kept])
-    trained = train_head(
-        X[usable],
-        y_all[kept],
-        head,
-        trust,
-        groups=None if labels is None else labels[kept],
-        category=None if category is None else category.to_numpy()[kept],
-        refit=None if refit is None else lambda train: refit(np.flatnonzero(usable)[train])[usable],
-        seed=seed,
-    )
-    return representation, trained, kept
-
-
-class _Refit:
-    """Fits a baseline on some of the labelled cells."""
-
-    def __init__(self, adata: AnnData, representation: Any, labels: np.ndarray | None, engine: Engine) -> None:
-        from scdrugmap.embedding.source import CountSource
-
-        self.adata, self.first, self.labels, self.engine = adata, representation, labels, engine
-        source = CountSource(_anndata.counts(adata, representation.layer))
-        self.X, self.genes = source[slice(0, source.shape[0])], _anndata.gene_ids(adata)
-
-    def on(self, rows: np.ndarray) -> Any:
-        """Return the representation fitted on these rows."""
-        from scdrugmap.predictor.representation import FittedRepresentation
-
-        model = self.first.model
-        fresh = type(model)(recipe=model.recipe, **model.options.model_dump())
-        fresh.fit(self.X[rows], self.genes, batch=None if self.labels is None else self.labels[rows])
-        return FittedRepresentation(fresh, layer=self.first.layer).canonical()
-
-    def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """Return features of all cells under a baseline that saw these rows only."""
-        return self.on(rows).features(self.adata, "rna", self.engine)
-
-
-def open_model(
-    adata: AnnData,
-    model: Any,
-    seed: int,
-    checkpoint: str | Path | None,
-    layer: str | None,
-    context: str | None,
-    options: dict[str, Any],
-) -> Any:
-    """Return the representation of a model by name or object; a baseline is not fitted yet."""
-    from scdrugmap.models import registry
-    from scdrugmap.predictor.representation import FittedRepresentation, NetworkRepresentation, as_checkpoint_text
-    from scdrugmap.tl._embed import _check_species
-
-    _anndata.refuse_empty(adata, genes=True)
-    card = registry.get(model).card
-    if card.kind == "prompt":
-        raise InputError(
-            "model", card.name, "a model with an embedding", "use sd.tl.predict_response(..., strategy='prompt')."
-        )
-    genes = _anndata.gene_ids(adata)
-    _check_species(genes.names, card.species, card.name)
-    _anndata.counts(adata, layer)
-    if not isinstance(model, str) and (checkpoint is not None or options):
-        raise InputError("model", "a loaded model", "its own checkpoint and options", "pass the name instead.")
-    if card.kind == "fitted":
-        if checkpoint is not None:
-            raise InputError("checkpoint", str(checkpoint), f"None: {card.name} is fitted", "leave it out.")
-        fitted = registry.get(model)(**{"seed": seed, **options}) if isinstance(model, str) else model
-        return FittedRepresentation(fitted, layer=layer)
-    loaded = registry.load(model, checkpoint, **{"seed": seed, **options}) if isinstance(model, str) else model
-    return NetworkRepresentation.open(loaded, checkpoint=as_checkpoint_text(checkpoint), layer=layer, groups=context)
-
-
-def _check_groups(y: np.ndarray, groups: np.ndarray | None, trust: Any, seed: int) -> None:
+def _check_groups(cohort: Cohort, trust: Any, seed: int) -> None:
     """Find out before anything is embedded whether groups can be held out."""
     if not trust.held_out:
         return
     from scdrugmap.heads.crossfit import grouped_folds
 
-    if groups is None:
+    if cohort.groups is None:
         warnings.warn(
             "calibration and conformal sets split single cells, for there is neither groups= nor obs['sample']: cells of "
             "one sample on both sides make the predictor look surer than it is.",
             ScDrugMapWarning,
             stacklevel=3,
         )
-    grouped_folds(y, groups, trust.n_folds, seed)
+    grouped_folds(cohort.y, cohort.groups, trust.n_folds, seed)
 
 
-def _refuse_missing(X: np.ndarray, label: str) -> None:
-    """Refuse training cells without an embedding in ``obsm``."""
-    bad = np.isnan(X).any(axis=1)
-    if bad.any():
-        raise InputError(
-            f"obsm ({label})",
-            f"NaN in {int(bad.sum())} of {len(X)} labelled cells",
-            "an embedding of every labelled cell",
-            "drop them: adata = adata[~np.isnan(adata.obsm[key]).any(axis=1)].copy()",
-        )
-
-
-def _describe(obs: pd.DataFrame, y: np.ndarray, labels: np.ndarray | None, rows: np.ndarray) -> dict[str, Any]:
+def _describe(obs: pd.DataFrame, cohort: Cohort) -> dict[str, Any]:
     """Summarise the training cells; no cell and no sample is named."""
     return {
-        "n_cells": len(y),
-        "n_resistant": int((y == 0).sum()),
-        "n_sensitive": int((y == 1).sum()),
-        "n_groups": 0 if labels is None else len(np.unique(labels[rows])),
+        "n_cells": len(cohort.y),
+        "n_resistant": int((cohort.y == 0).sum()),
+        "n_sensitive": int((cohort.y == 1).sum()),
+        "n_groups": 0 if cohort.groups is None else len(np.unique(cohort.groups)),
         "columns": {c: sorted(map(str, obs[c].dropna().unique()))[:50] for c in _DESCRIBING if c in obs},
     }
 

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scdrugmap._cohort import THRESHOLD, call
 from scdrugmap._errors import InputError
 from scdrugmap._keys import RESISTANT, SENSITIVE
 
 
-def sample_calls(score: Any, sample: Any, *, threshold: float = 0.5, level: float = 0.95) -> pd.DataFrame:
+def sample_calls(score: Any, sample: Any, *, threshold: float = THRESHOLD, level: float = 0.95) -> pd.DataFrame:
     """Fraction of resistant cells of every sample, with a bootstrap interval.
 
     Parameters
@@ -53,7 +54,8 @@ def sample_calls(score: Any, sample: Any, *, threshold: float = 0.5, level: floa
     if len(score) != len(names) or not 0 < level < 1:
         raise InputError("sample", f"{len(names)} samples, {len(score)} scores", "one per cell", "pass equal lengths.")
     known = ~np.isnan(score)
-    cells = pd.DataFrame({"resistant": np.where(known, score <= threshold, np.nan), "score": score, "known": known})
+    resistant = np.where(known, 1 - call(score, threshold), np.nan)
+    cells = pd.DataFrame({"resistant": resistant, "score": score, "known": known})
     grouped = cells.groupby(names.astype(str).to_numpy(), sort=True)
     n = grouped["known"].sum().astype(int)
     fraction = grouped["resistant"].mean()

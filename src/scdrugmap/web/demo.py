@@ -48,7 +48,7 @@ def listed(server: Server) -> list[dict[str, Any]]:
 def _requests() -> list[dict[str, Any]]:
     train = {"model": "pca", "head": "logistic", "groups": "sample", "ood": True, "calibrate": "sigmoid"}
     evaluate = {"models": ["pca"], "head": "logistic", "n_folds": 3, "split": "sample",
-                "options": {"baselines": ["all_sensitive", "majority", "hvg"]}}
+                "baselines": ["all_sensitive", "majority", "hvg"]}
     return [
         {"kind": "train_predict", "query": "demo:tumour", "reference": "demo:reference",
          "options": {**train, "conformal": 0.9}},

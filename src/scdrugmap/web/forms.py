@@ -9,6 +9,11 @@ from scdrugmap.web.kinds import COLUMNS, Kind
 
 #: What most people never change stands behind "more".
 _FIRST = ("model", "models", "label_key", "groups", "sample_key", "study_key", "head", "setting", "split", "conformal", "ood", "calibrate")
+_BASELINES = ("all_sensitive", "majority", "random", "depth", "hvg", "pca", "scvi", "sample_probe")
+_MENUS: dict[str, tuple[str, ...]] = {
+    "head": ("mlp", "logistic"), "split": ("auto", "sample", "study", "patient", "cell"),
+    "preset": ("published", "strict"), "strategy": ("frozen", "lora"),
+}  # fmt: skip
 _GUESS = {"label_key": "label", "groups": "sample", "sample_key": "sample", "study_key": "study"}
 
 
@@ -23,12 +28,13 @@ def fields(kind: Kind, check: Mapping[str, Any]) -> list[dict[str, Any]]:
         What the check of the upload found: its columns become menus.
     """
     schema = kind.schema()
-    out = [_field(name, one, check, schema["$defs"]) for name, one in schema["properties"].items()]
+    made = [_field(name, one, check, schema["$defs"]) for name, one in schema["properties"].items()]
+    out = [f for f in made if f is not None]
     order = {name: i for i, name in enumerate(_FIRST)}
     return sorted(out, key=lambda f: order.get(f["name"], len(order)))
 
 
-def _field(name: str, schema: Mapping[str, Any], check: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
+def _field(name: str, schema: Mapping[str, Any], check: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any] | None:
     plain = _plain(schema, definitions)
     out: dict[str, Any] = {
         "name": name, "title": schema.get("title", name).replace("_", " ").capitalize(),
@@ -39,12 +45,16 @@ def _field(name: str, schema: Mapping[str, Any], check: Mapping[str, Any], defin
     columns = [c["name"] for c in check.get("columns", ())]
     if name in ("model", "models"):
         return out | {"kind": "models" if name == "models" else "menu", "choices": _models(), "required": True}
-    if name in COLUMNS and columns:
+    if name in COLUMNS:
         guess = next((c["name"] for c in check["columns"] if c["looks_like"] == _GUESS.get(name)), None)
         default = out["default"] if out["default"] in columns else guess
         return out | {"kind": "menu", "choices": columns, "default": default, "required": False, "many": name == "by"}
-    if plain.get("type") == "array" and "enum" in plain.get("items", {}):
-        return out | {"kind": "models", "choices": plain["items"]["enum"]}
+    if name == "baselines":
+        return out | {"kind": "models", "choices": _BASELINES}
+    if name in _MENUS:
+        return out | {"kind": "menu", "choices": _MENUS[name], "required": out["default"] is not None}
+    if plain.get("type") in ("array", "object", None) and "enum" not in plain:
+        return None  # For programs; a form has no field for it.
     if "enum" in plain:
         needed = out["default"] is not None
         return out | {"kind": "menu", "choices": plain["enum"], "required": needed}

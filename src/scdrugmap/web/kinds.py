@@ -13,10 +13,11 @@ from pydantic import BaseModel, ValidationError
 from scdrugmap import spec
 from scdrugmap.web.problems import Problem
 
-#: Decided by the server, never by a visitor: places on its disk and its hardware.
-_OURS = frozenset({"device", "n_jobs", "overwrite", "options"})
+#: Decided by the server, never by a visitor: its hardware, and arguments that may hold places on its disk.
+_OURS = frozenset({"device", "n_jobs", "overwrite", "options", "embed_options", "lora_options"})
+_FILES = ("input", "output")
 #: Columns of obs that a form offers as a menu.
-COLUMNS = ("label_key", "groups", "sample_key", "study_key", "by", "context")
+COLUMNS = ("label_key", "groups", "sample_key", "study_key", "patient_key", "by", "context", "conformal_by")
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,10 @@ class Kind:
         Which uploads it takes, and whether each is needed.
     needs_predictor
         Whether one of the shelf is chosen.
-    further
-        Options of the library's function that the specification keeps under ``options``.
     preset
         What the form proposes where it differs from the specification's own default.
+    hidden
+        Fields that the form leaves out because they say nothing here.
     """
 
     name: str
@@ -47,8 +48,8 @@ class Kind:
     specs: tuple[type[BaseModel], ...]
     roles: Mapping[str, bool]
     needs_predictor: bool = False
-    further: Mapping[str, Any] = field(default_factory=dict)
     preset: Mapping[str, Any] = field(default_factory=dict)
+    hidden: frozenset[str] = frozenset()
 
     def schema(self) -> dict[str, Any]:
         """JSON schema of the options: the fields of the specifications that a visitor may set."""
@@ -58,10 +59,8 @@ class Kind:
             whole = one.model_json_schema()
             definitions |= whole.get("$defs", {})
             for name, schema in whole["properties"].items():
-                if name in _allowed(one):
+                if name in _allowed(one) - self.hidden:
                     properties.setdefault(name, {**schema, **_default(self.preset, name)})
-        for name, schema in self.further.items():
-            properties.setdefault(name, schema)
         return {"type": "object", "properties": properties, "additionalProperties": False, "$defs": definitions}
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,7 +70,7 @@ class Kind:
         if not isinstance(nested, Mapping):
             raise Problem(422, "options", "options.options is no mapping.", "Leave it out.")
         merged = {**nested, **given}
-        known = set(self.further).union(*(_allowed(one) for one in self.specs))
+        known = set().union(*(_allowed(one) for one in self.specs))
         for name in merged:
             if name not in known:
                 raise Problem(
@@ -79,9 +78,8 @@ class Kind:
                     f"The options are {', '.join(sorted(known))}.",
                 )  # fmt: skip
         out = dict(merged)
-        for name, schema in self.further.items():
-            if name in out:
-                _check_further(name, out[name], schema)
+        if "prompt" in out.get("strategy", ""):
+            raise Problem(422, "strategy", "This server asks no chat model.", "Choose frozen or lora.")
         self._build(out)
         return out
 
@@ -124,69 +122,25 @@ def _default(preset: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {"default": preset[name]} if name in preset else {}
 
 
-def _check_further(name: str, value: Any, schema: Mapping[str, Any]) -> None:
-    kinds: dict[str, tuple[type, ...]] = {
-        "number": (int, float), "integer": (int,), "string": (str,), "boolean": (bool,), "array": (list,),
-    }  # fmt: skip
-    if schema["type"] == "array" and isinstance(value, list):
-        for one in value:
-            _check_further(name, one, schema["items"])
-        return
-    fits = isinstance(value, kinds[schema["type"]]) and (schema["type"] == "boolean" or not isinstance(value, bool))
-    if fits and "enum" in schema:
-        fits = value in schema["enum"]
-    if fits and schema["type"] in ("number", "integer"):
-        fits = schema.get("minimum", value) <= value <= schema.get("maximum", value)
-    if not fits:
-        wanted = schema.get("enum") or f"{schema['type']} from {schema.get('minimum')} to {schema.get('maximum')}"
-        raise Problem(422, "options", f"{name}: {str(value)[:60]!r} cannot be used.", f"Choose {wanted}.")
-
-
-_BASELINES = {
-    "baselines": {
-        "type": "array", "default": ["all_sensitive", "majority", "depth", "hvg"], "title": "Baselines beside the models",
-        "items": {"type": "string", "enum": [
-            "all_sensitive", "majority", "random", "depth", "hvg", "pca", "scvi", "sample_probe"]},
-        "description": "What a model has to beat; scvi and sample_probe take long without a GPU.",
-    },
-}  # fmt: skip
-_TRUST = {
-    "conformal": {
-        "type": "number", "minimum": 0.5, "maximum": 0.99, "title": "Coverage of prediction sets",
-        "description": "A set holds the true class in this share of cells; a set of both classes means: unsure. "
-        "Needs two samples of each class.",
-    },
-    "ood": {
-        "type": "boolean", "default": True, "title": "Out-of-domain flag",
-        "description": "Flag cells that are unlike all training cells.",
-    },
-    "calibrate": {
-        "type": "string", "enum": ["sigmoid", "isotonic"], "title": "Calibration",
-        "description": "Makes the score a probability; sigmoid for few samples. "
-        "Needs two samples of each class.",
-    },
-}  # fmt: skip
-
-
 def all_kinds() -> dict[str, Kind]:
     """Every kind of job that this version of the library can do."""
     kinds = [
         Kind(
             "predict", "Predict with a saved predictor", "Which cells of your file resist, by a predictor of this shelf.",
             (spec.PredictSpec,), {"query": True}, needs_predictor=True,
-            further={"sample_key": {
-                "type": "string", "title": "Column of samples", "description": "For the table of samples."}},
+            hidden=frozenset({"model", "use_rep", "strategy", "n_shots", "shot_unit", "label_key"}),
         ),
         Kind(
             "train_predict", "Train on labelled cells, predict mine",
             "Learn from a labelled file or a curated study, then predict your cells.",
-            (spec.TrainSpec,), {"query": True, "reference": True}, further=_TRUST,
-            preset={"model": "pca", "head": "logistic"},
+            (spec.TrainSpec,), {"query": True, "reference": True},
+            preset={"model": "pca", "head": "logistic", "ood": True},
         ),
         Kind(
             "benchmark", "Evaluate models on my labelled cells",
             "How well do models predict cells of samples (or studies) that they have not seen?",
-            (spec.BenchmarkSpec,), {"query": True}, further=_BASELINES, preset={"models": ["pca", "hvg"], "head": "logistic"},
+            (spec.BenchmarkSpec,), {"query": True},
+            preset={"models": ["pca"], "head": "logistic", "baselines": ["all_sensitive", "majority", "depth", "hvg"]},
         ),
     ]  # fmt: skip
     return {k.name: k for k in [*kinds, *_found_in_tools()]}
@@ -196,15 +150,15 @@ def _found_in_tools() -> list[Kind]:
     """Interpretation joins by itself: a tool with a run specification becomes a kind."""
     import scdrugmap as sd
 
-    titles = {
-        "biomarkers": ("Which genes and why", "BiomarkersSpec", "Genes that separate resistant from sensitive samples."),
-        "score_drugs": ("Which drugs", "ScoreDrugsSpec", "Which drugs the cells respond to."),
-    }
+    own = {"embed", "train", "predict", "benchmark"}
     out = []
-    for name, (title, specification, text) in titles.items():
-        found = getattr(spec, specification, None)
-        if hasattr(sd.tl, name) and found is not None:
-            out.append(Kind(name, title, text, (found,), {"query": True}))
+    for name, found in spec.TOOLS.items():
+        room, _, function = found.tool.partition(".")
+        if name not in own and hasattr(getattr(sd, room, None), function):
+            text = (found.__doc__ or name).strip().splitlines()[0]
+            needs = any(f.is_required() and _is_path(f) for n, f in found.model_fields.items() if n not in _FILES)
+            if not needs:
+                out.append(Kind(name, name.replace("_", " ").capitalize(), text, (found,), {"query": True}))
     return out
 
 

@@ -38,6 +38,8 @@ def run_job(settings: ServerSettings, job_id: str, request: dict[str, Any], tell
             _Run(server, folder, work, request, tell).do(given)
     except (ScDrugMapError, Problem, MemoryError) as error:
         return ("failed", words_of(error) if not isinstance(error, Problem) else f"{error.message} Fix: {error.fix}")
+    except BrokenPipeError:
+        raise
     except Exception as error:  # noqa: BLE001 - the visitor gets a sentence, the owner the traceback
         number = uuid.uuid4().hex[:8]
         log.exception("error %s", number)
@@ -85,9 +87,6 @@ class _Run:
         own = {k: v for k, v in self.options.items() if k in one.model_fields}
         return one(**places, **own)
 
-    def _further(self, spec: Any, *names: str) -> dict[str, Any]:
-        return {k: self.options[k] for k in names if k in self.options and k not in type(spec).model_fields}
-
     def _predict(self, given: list[Any]) -> None:
         folder = shelf.predictor_folder(self.server, self.request["predictor"])
         spec = self._spec(0, input="cells.h5ad", output="predictions.csv", predictor="predictor")
@@ -96,17 +95,11 @@ class _Run:
 
     def _train_predict(self, given: list[Any]) -> None:
         import scdrugmap as sd
-        from scdrugmap.cli._runs import call
 
         spec = self._spec(0, input="reference.h5ad", output="predictor")
         reference = self._cells("reference")
         self.tell(stage="training", percent=10.0)
-        predictor = call(
-            sd.tl.train, self._further(spec, "conformal", "ood", "calibrate") | spec.options, reference,
-            **{k: v for k, v in {"model": spec.model, "use_rep": spec.use_rep, "layer": spec.layer}.items() if v is not None},
-            strategy=spec.strategy, label_key=spec.label_key, groups=spec.groups, head=spec.head, rng=spec.seed,
-            mod=spec.mod,
-        )  # fmt: skip
+        predictor = sd.tl.train(reference, **spec.arguments(sd.tl.train))
         predictor.save(self.work / "predictor", overwrite=True)
         if self.request["reference"] == "demo:reference":
             shelf.add(self.server, "demo", self.work / "predictor")
@@ -116,8 +109,7 @@ class _Run:
         then = PredictSpec(
             input="cells.h5ad", output="predictions.csv", predictor="predictor", seed=spec.seed, mod=spec.mod
         )
-        extra = spec.model_copy(update={"options": self._further(spec, "conformal", "ood", "calibrate")})
-        runs = {"train.yaml": extra.to_yaml(), "run.yaml": then.to_yaml()}
+        runs = {"train.yaml": spec.to_yaml(), "run.yaml": then.to_yaml()}
         self._predict_with(self.work / "predictor", self._cells("query"), then, given, runs)
 
     def _predict_with(self, predictor: Path, cells: Any, spec: Any, given: list[Any], runs: dict[str, str]) -> None:
@@ -129,17 +121,14 @@ class _Run:
         start = time.perf_counter()
         self.tell(stage="predicting", percent=55.0)
         trained = sd.load_predictor(predictor)
-        sd.tl.predict_response(
-            cells, trained, key_added=spec.key_added, layer=spec.layer, rng=spec.seed, mod=spec.mod,
-            sample_key=sample_key,
-        )  # fmt: skip
+        given_to = spec.arguments(sd.tl.predict_response)
+        sd.tl.predict_response(cells, **given_to | {"predictor": trained, "sample_key": sample_key})
         self.tell(stage="map", percent=75.0, rate=round(data.n_obs / (time.perf_counter() - start), 1))
         notes = [str(w.message) for w in given if type(w.message).__module__.startswith("scdrugmap")]
         write_prediction(self.work, cells, spec, trained, predictor, sample_key, notes, runs, self.tell)
 
     def _benchmark(self, given: list[Any]) -> None:
         import scdrugmap as sd
-        from scdrugmap.cli._runs import call
         from scdrugmap.web.results import write_benchmark
 
         spec = self._spec(0, input="cells.h5ad", output="benchmark")
@@ -149,33 +138,26 @@ class _Run:
         def on_unit(_: Any, done: int, total: int) -> None:
             self.tell(stage="evaluating", percent=5 + 85 * done / max(total, 1))
 
-        optional = {"preset": spec.preset, "layer": spec.layer, "head": None if spec.preset else spec.head}
-        result = call(
-            sd.tl.benchmark, self._further(spec, "baselines") | spec.options, cells, models=spec.models, strategy=spec.strategy, setting=spec.setting,
-            by=spec.by, split=spec.split, label_key=spec.label_key, study_key=spec.study_key,
-            sample_key=spec.sample_key, n_folds=spec.n_folds, store=self.folder / "store", rng=spec.seed, mod=spec.mod,
-            on_unit=on_unit, progress=False, **{k: v for k, v in optional.items() if v is not None},
-        )  # fmt: skip
+        given_to = spec.arguments(sd.tl.benchmark) | {"store": self.folder / "store"}
+        result = sd.tl.benchmark(cells, **given_to, on_unit=on_unit, progress=False)
         self.tell(stage="packing", percent=92.0)
         notes = [str(w.message) for w in given if type(w.message).__module__.startswith("scdrugmap")]
-        extra = spec.model_copy(update={"options": self._further(spec, "baselines") | spec.options})
-        write_benchmark(self.work, result, extra, notes)
+        write_benchmark(self.work, result, spec, notes)
 
     def _tool(self) -> None:
         """A tool that writes into the cells: run it and give the cells back."""
         import scdrugmap as sd
         from scdrugmap.cli._io import write_cells
-        from scdrugmap.cli._runs import call
         from scdrugmap.web.results import write_tool
 
         spec = self._spec(0, input="cells.h5ad", output="cells.h5ad")
+        room, name = spec.tool.split(".")
+        function = getattr(getattr(sd, room), name)
         cells = self._cells("query")
-        base = {"input", "output", "device", "options", "seed"}
-        own = {k: v for k, v in spec.model_dump().items() if k not in base and v is not None}
         self.tell(stage=self.kind.name, percent=20.0)
-        result = call(getattr(sd.tl, self.kind.name), getattr(spec, "options", {}), cells, rng=spec.seed, **own)
+        result = function(cells, **spec.arguments(function))
         write_cells(cells, self.work / "files" / "cells.h5ad")
-        write_tool(self.work, self.kind.name, cells, result, spec)
+        write_tool(self.work, name, cells, result, spec)
 
 
 def report_progress(tell: Tell) -> None:

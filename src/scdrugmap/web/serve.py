@@ -41,6 +41,10 @@ def serve(settings: ServerSettings, *, roles: tuple[str, ...] = ("web", "worker"
         If the data folder cannot be written or the port is taken.
     """
     _check(settings, roles)
+    if "web" in roles and settings.port == 0:
+        # Chosen once, so that a web process that is started again stands where it stood.
+        with _listen(settings) as listener:
+            settings = settings.model_copy(update={"port": listener.getsockname()[1]})
     family = Family(settings, roles)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

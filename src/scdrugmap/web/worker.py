@@ -253,8 +253,11 @@ def _begin(function: Any, arguments: tuple[Any, ...], pipe: Any) -> None:
     def tell(**news: Any) -> None:
         pipe.send(("news", news))
 
-    pipe.send(("answer", function(*arguments, tell)))
-    pipe.close()
+    try:
+        pipe.send(("answer", function(*arguments, tell)))
+        pipe.close()
+    except BrokenPipeError:
+        os._exit(1)  # The worker is gone: somebody else does this again.
 
 
 def _end_process(process: Any, patience: float = 0.1) -> None:

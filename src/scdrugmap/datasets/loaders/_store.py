@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,13 +14,15 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scdrugmap._files import atomic_path
+
 #: Cells that are turned at once when a genes x cells matrix is transposed.
 BUCKET = 2048
 _ENTRY = np.dtype([("cell", np.int32), ("gene", np.int32), ("value", np.float32)])
 
 
 class CsrStore:
-    """Write cells x genes CSR blocks into an h5ad file; the file appears when it is complete.
+    """Write cells x genes CSR blocks into an h5ad file; it appears when the ``with`` block ends without an error.
 
     Parameters
     ----------
@@ -31,9 +33,9 @@ class CsrStore:
     """
 
     def __init__(self, path: Path, n_vars: int) -> None:
-        self.path, self.n_vars = path, n_vars
-        self.scratch = path.with_name(f".{path.name}.{os.getpid()}")
-        self.file = h5py.File(self.scratch, "w")
+        self.n_vars = n_vars
+        self._open = contextlib.ExitStack()
+        self.file = self._open.enter_context(h5py.File(self._open.enter_context(atomic_path(path)), "w"))
         group = self.file.create_group("X")
         options: dict[str, Any] = {"shape": (0,), "maxshape": (None,), "chunks": (1 << 18,), "compression": "lzf"}
         self.data = group.create_dataset("data", dtype=np.float32, **options)
@@ -49,7 +51,7 @@ class CsrStore:
         self.counts.append(np.diff(block.indptr))
 
     def finish(self, obs: pd.DataFrame, var: pd.DataFrame, uns: dict[str, Any]) -> None:
-        """Write the tables and give the file its name."""
+        """Write the tables."""
         from anndata.io import write_elem
 
         group = self.file["X"]
@@ -63,8 +65,6 @@ class CsrStore:
             write_elem(self.file, name, table)
         for name in ("layers", "obsm", "obsp", "varm", "varp"):
             write_elem(self.file, name, {})
-        self.file.close()
-        self.scratch.replace(self.path)
 
     def __enter__(self) -> CsrStore:
         return self
@@ -72,8 +72,7 @@ class CsrStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.file.close()
-        self.scratch.unlink(missing_ok=True)
+        self._open.__exit__(kind, error, trace)
 
 
 def transposed(blocks: Iterable[sparse.csr_matrix], n_cells: int, folder: Path) -> Iterator[sparse.csr_matrix]:

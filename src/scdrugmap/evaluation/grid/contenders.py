@@ -174,7 +174,7 @@ def fit_predict(
     list
         ``(len(test),)`` float64 per fold.
     """
-    from scdrugmap.heads.batched import fit_heads
+    from scdrugmap.heads.fit import fit_folds
     from scdrugmap.heads.make import make_head
 
     usable = np.isfinite(X).all(axis=1)
@@ -183,12 +183,8 @@ def fit_predict(
     for (train, _), kept in zip(folds, trains, strict=True):
         if len(np.unique(y[kept])) < 2:
             raise ValueError(f"only {len(kept)} of {len(train)} training cells have an embedding, of one class")
-    if head.spec == "mlp":
-        fitted: list[Any] = fit_heads(clean, y, trains, seeds=seed, groups=groups, **head.options)
-    else:
-        fitted = [
-            make_head(head.spec, random_state=seed, **head.options).fit(clean[train], y[train]) for train in trains
-        ]
+    made = make_head(head.spec, random_state=seed, **head.options)
+    fitted = fit_folds(made, clean, y, trains, groups)
     out = []
     for (_, test), train, model in zip(folds, trains, fitted, strict=True):
         score = np.full(len(test), float(y[train].mean()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,13 +12,14 @@ import pandas as pd
 
 from scdrugmap._cohort import Cohort
 from scdrugmap._errors import InputError, UnknownNameError
+from scdrugmap._files import write_json
+from scdrugmap._metrics import Metric
 from scdrugmap.evaluation.grid.contenders import Contender
 from scdrugmap.evaluation.grid.runner import Counted, OnUnit, Run, plan, run
 from scdrugmap.evaluation.grid.store import RunStore
 from scdrugmap.evaluation.grid.table import build_table
 from scdrugmap.evaluation.grid.work import Task
 from scdrugmap.evaluation.result.levels import LEVELS
-from scdrugmap.evaluation.result.metrics import Metric
 from scdrugmap.evaluation.result.result import BenchmarkResult
 from scdrugmap.evaluation.splits.cells import data_card, make_partition
 from scdrugmap.evaluation.splits.folds import Partition
@@ -156,7 +156,7 @@ def run_grid(
     )
     if disk is not None:
         record = {"info": about, "units": [u.key for t in tasks for u in t.units]}
-        disk.write_bytes("runs/last.json", json.dumps(record, default=str).encode())
+        write_json(disk.path / "runs" / "last.json", record)
         result.to_parquet(disk.path / "result")
     return result
 

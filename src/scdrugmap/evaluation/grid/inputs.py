@@ -19,6 +19,7 @@ from scdrugmap.evaluation.grid.contenders import Contender, Head, array_contende
 from scdrugmap.evaluation.grid.runner import Counted
 from scdrugmap.evaluation.splits.duplicates import content_hash, detected_genes, duplicate_groups
 from scdrugmap.evaluation.splits.folds import Partition, straddling
+from scdrugmap.predictor.origin import HERE
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -78,13 +79,20 @@ def read_cells(
 
 
 def find_duplicates(adata: AnnData, study: np.ndarray, layer: str | None = None) -> np.ndarray:
-    """Codes of copied cells by counts, and by ``obs["series"]`` (else study) and ``obs["barcode"]`` where they are."""
+    """Codes of copied cells by counts, and by ``obs["series"]`` (else study) and ``obs["barcode"]`` where they are.
+
+    On the result of :func:`scdrugmap.pp.concat_studies`, cells of several studies are compared on the genes that all have.
+    """
     X = None
     if adata.n_vars and (layer is not None or adata.X is not None):
         X = _anndata.counts(adata, layer)
     barcode = adata.obs["barcode"].to_numpy(dtype=object) if "barcode" in adata.obs else None
     series = adata.obs["series"].to_numpy(dtype=object) if "series" in adata.obs else study
-    return duplicate_groups(X, series=series, barcode=barcode, n=adata.n_obs)
+    common = None
+    if KEYS.concat in adata.uns and "n_studies" in adata.var:
+        n_studies = adata.var["n_studies"].to_numpy()
+        common = n_studies == len(adata.uns[KEYS.concat]["studies"])
+    return duplicate_groups(X, series=series, barcode=barcode, common=common, origin=study, n=adata.n_obs)
 
 
 def read_counts(adata: AnnData, layer: str | None) -> tuple[Counted | None, str]:
@@ -196,13 +204,17 @@ def obsm_contender(adata: AnnData, key: str, name: str, heads: Sequence[Head]) -
     record = record if isinstance(record, Mapping) else {}
     provenance = dict(record.get(KEYS.provenance, {}))
     note = ""
-    if "fitted_on" in provenance or (
+    if provenance.get("fitted_on") == HERE or (
         not provenance and key.lower().startswith(("x_pca", "x_umap", "x_tsne", "x_scvi", "x_harmony"))
     ):
         note = FITTED_ON_ALL
-    manifest = {"obsm": key, **{k: provenance[k] for k in ("model", "checkpoint_sha256", "groups") if k in provenance}}
+    manifest = {"obsm": key, **{k: provenance[k] for k in ("model", "checkpoint_sha256") if k in provenance}}
+    # Version 0.1 called the context "groups".
+    context = provenance.get("context", provenance.get("groups"))
+    manifest |= {} if context is None else {"groups": context}
     if "params" in record:
-        manifest["embed_groups"] = dict(record["params"]).get("groups", "")
+        params = dict(record["params"])
+        manifest["embed_groups"] = params.get("context", params.get("groups", ""))
     return array_contender(name, adata.obsm[key], heads, n=adata.n_obs, note=note, manifest=manifest)
 
 
@@ -249,6 +261,6 @@ def guard_context(
                     f"{contender.name!r}, whose embedding of a cell depends on the other cells of its group, and the "
                     f"split {partition.split!r}, which puts cells of one group on both sides",
                     "groups that stay on one side",
-                    "embed with groups=<the sample column> and split by sample or study, or pass group_context='mark'.",
+                    "embed with context=<the sample column> and split by sample or study, or pass group_context='mark'.",
                 )
     return contender

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from scdrugmap._errors import OutputError
+from scdrugmap._files import atomic_path, write_json
 
 #: Raise it when the meaning of a stored unit changes, so that old units are computed again.
 FORMAT = 1
@@ -100,14 +100,15 @@ class RunStore:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
-            for name in ("units", "manifests", "runs", "embeddings", "tmp"):
+            for name in ("units", "manifests", "runs", "embeddings"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError("store", path, error) from None
 
     def finished(self) -> set[str]:
         """Return the keys of the finished units."""
-        return {file.stem for file in (self.path / "units").glob("*.parquet")}
+        # A hidden file is one that a kill left half written.
+        return {file.stem for file in (self.path / "units").glob("[!.]*.parquet")}
 
     def write(self, outcome: Outcome) -> None:
         """Store a unit atomically; a unit that is there is left as it is."""
@@ -115,11 +116,12 @@ class RunStore:
         target = self.path / "units" / f"{key}.parquet"
         if target.exists():
             return
-        self.write_bytes(f"manifests/{key}.json", json.dumps(dict(outcome.manifest), indent=1, default=str).encode())
+        write_json(self.path / "manifests" / f"{key}.json", dict(outcome.manifest))
         frame = pd.DataFrame({k: getattr(outcome, k) for k in ("row", "y", "score", "pred")})
         for name, value in outcome.unit.where.items():
             frame[name] = pd.Categorical([value] * len(frame), categories=[value])
-        self.write_frame(f"units/{key}.parquet", frame)
+        with atomic_path(target) as temporary:
+            frame.to_parquet(temporary, index=False)
 
     def read(self, unit: Unit) -> Outcome:
         """Read a finished unit."""
@@ -127,29 +129,3 @@ class RunStore:
         manifest = json.loads((self.path / "manifests" / f"{unit.key}.json").read_text())
         row, y, score, pred = (frame[k].to_numpy() for k in ("row", "y", "score", "pred"))
         return Outcome(unit, row, y, score, pred, manifest)
-
-    def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a file atomically."""
-        target = self.path / name
-        handle, temporary = tempfile.mkstemp(dir=self.path / "tmp")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(target)
-
-    def write_frame(self, name: str, frame: pd.DataFrame) -> None:
-        """Write a table atomically."""
-        import io
-
-        buffer = io.BytesIO()
-        frame.to_parquet(buffer, index=False)
-        self.write_bytes(name, buffer.getvalue())
-
-    def write_array(self, name: str, values: np.ndarray) -> None:
-        """Write an array atomically."""
-        import io
-
-        buffer = io.BytesIO()
-        np.save(buffer, values, allow_pickle=False)
-        self.write_bytes(name, buffer.getvalue())

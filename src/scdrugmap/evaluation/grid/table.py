@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 
 from scdrugmap._cohort import Cohort
+from scdrugmap._metrics import Metric, evaluate
 from scdrugmap.evaluation.grid.contenders import Contender
 from scdrugmap.evaluation.grid.runner import Run
 from scdrugmap.evaluation.grid.store import Outcome
 from scdrugmap.evaluation.grid.work import PROBE, Task
 from scdrugmap.evaluation.result.levels import PLACE, aggregate, level_groups
-from scdrugmap.evaluation.result.metrics import Metric, evaluate
 from scdrugmap.evaluation.splits.folds import Partition
 
 COUNTS = ["n_train", "n_test", "n_test_sensitive", "n_test_resistant", "n_train_samples", "n_test_samples"]

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from scdrugmap._errors import InputError, OutputError
+from scdrugmap._files import atomic_path, write_json
 from scdrugmap.evaluation.splits.folds import Fold, Partition
 
-if TYPE_CHECKING:
-    from scdrugmap.evaluation.result.result import BenchmarkResult
-
-_FRAMES = ("table", "predictions", "cells", "data")
+#: Fields of a result that are Parquet files of their own.
+FRAMES = ("table", "predictions", "cells", "data")
 _PLACE = ("setting", "split", "by", "category")
 
 
-def save(result: BenchmarkResult, folder: Path) -> None:
-    """Write every file under another name first; the JSON file, which makes the folder a result, comes last.
+def save(
+    folder: Path,
+    frames: Mapping[str, pd.DataFrame],
+    units: pd.DataFrame,
+    partitions: Sequence[Partition],
+    info: Mapping[str, Any],
+) -> None:
+    """Write every file whole or not at all; the JSON file, which makes the folder a result, comes last.
+
+    Parameters
+    ----------
+    folder
+        Made where it does not exist.
+    frames
+        The fields in ``FRAMES``.
+    units, partitions, info
+        The other fields.
 
     Raises
     ------
@@ -33,23 +48,20 @@ def save(result: BenchmarkResult, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError("path", folder, error) from None
-    folds = pd.concat([p.to_frame() for p in result.partitions], ignore_index=True)
-    for name, frame in [*((n, getattr(result, n)) for n in _FRAMES), ("partitions", folds)]:
-        temporary = folder / f".{name}.parquet"
-        frame.to_parquet(temporary, index=False)
-        temporary.replace(folder / f"{name}.parquet")
+    folds = pd.concat([p.to_frame() for p in partitions], ignore_index=True)
+    for name, frame in [*frames.items(), ("partitions", folds)]:
+        with atomic_path(folder / f"{name}.parquet") as temporary:
+            frame.to_parquet(temporary, index=False)
     about = {
-        "info": result.info,
-        "units": json.loads(result.units.to_json(orient="records")),
+        "info": dict(info),
+        "units": json.loads(units.to_json(orient="records")),
         "partitions": [
             {k: getattr(p, k) for k in (*_PLACE, "reason", "hash")}
             | {"notes": list(p.notes), "folds": [[f.name, f.reason] for f in p.folds], "rows": p.rows.tolist()}
-            for p in result.partitions
+            for p in partitions
         ],
     }
-    temporary = folder / ".result.json"
-    temporary.write_text(json.dumps(about, default=str))
-    temporary.replace(folder / "result.json")
+    write_json(folder / "result.json", about, indent=None)
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -66,7 +78,7 @@ def load(folder: Path) -> dict[str, Any]:
         found, expected = str(folder.parent), "a folder that to_parquet wrote, or the store of a finished benchmark"
         raise InputError("path", found, expected, "check the path; an unfinished run goes on by calling it again.")
     about = json.loads((folder / "result.json").read_text())
-    fields: dict[str, Any] = {name: pd.read_parquet(folder / f"{name}.parquet") for name in _FRAMES}
+    fields: dict[str, Any] = {name: pd.read_parquet(folder / f"{name}.parquet") for name in FRAMES}
     sides = pd.read_parquet(folder / "partitions.parquet").groupby([*_PLACE, "fold", "side"])["row"]
     rows = {key: values.to_numpy() for key, values in sides}
     none = np.empty(0, np.int64)

@@ -13,14 +13,16 @@ import numpy as np
 import pandas as pd
 
 from scdrugmap._errors import InputError
-from scdrugmap.evaluation.result.metrics import METRICS
+from scdrugmap._files import write_text
+from scdrugmap._keys import SAME_SAMPLE
+from scdrugmap._metrics import METRICS
 from scdrugmap.evaluation.result.statistics import holm
-from scdrugmap.evaluation.splits.cells import SAME_SAMPLE
+from scdrugmap.figures.benchmark import benchmark
+from scdrugmap.figures.calibration import calibration
+from scdrugmap.figures.results import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from scdrugmap.evaluation.result.result import BenchmarkResult
 
 #: Draws into the axes that it is given as ``ax``.
 Draw: TypeAlias = Callable[..., Any]
@@ -28,7 +30,7 @@ Figure: TypeAlias = tuple[str, Draw]
 
 
 def write_report(
-    result: BenchmarkResult,
+    result: Results,
     path: Path,
     *,
     title: str = "Drug-response benchmark",
@@ -99,39 +101,34 @@ def write_report(
         timing=_rounded(_timing(result)).to_dict("split"),
         manifest=_manifest(result),
     )
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(html, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, html)
     return path
 
 
-def default_figures(result: BenchmarkResult, metrics: Sequence[str]) -> list[Figure]:
+def default_figures(result: Results, metrics: Sequence[str]) -> list[Figure]:
     """Bars of the first metrics and calibration, for every setting and split."""
-    # The figures stand above this room; only the report, which puts a page together, reaches up to them.
-    from scdrugmap import pl
-
     out: list[Figure] = []
     scores = result.table[result.table["setting"] != "probe"]
     places = scores[["setting", "split", "by", "category"]].drop_duplicates()
     keys = ["setting", "split"]
     if places.duplicated([*keys, "category"]).any():
         keys.append("by")
-    for values in places[keys].drop_duplicates().itertuples(index=False):
+    ways = places[keys].drop_duplicates()
+    for values in ways.itertuples(index=False):
         where = dict(zip(keys, values, strict=True))
-        part = result.select(**where)
+        # The whole result holds its summaries already; a part of it would compute them again.
+        part = result.select(**where) if len(ways) > 1 else result
         if part.predictions.empty:
             continue
         name = f"{where['setting']}, split by {where['split']}" + (f", {where['by']}" if where.get("by") else "")
         name += f" ({SAME_SAMPLE})" if where["split"] == "cell" else ""
         out += [(f"{_label(metric)}: {name}", partial(_bars, part, metric)) for metric in metrics[:3]]
-        out.append((f"Calibration: {name}", partial(pl.calibration, part, show=False)))
+        out.append((f"Calibration: {name}", partial(calibration, part, show=False)))
     return out
 
 
-def _bars(result: BenchmarkResult, metric: str, *, ax: Axes) -> None:
-    from scdrugmap import pl
-
-    pl.benchmark(result, metric=metric, ax=ax, show=False)
+def _bars(result: Results, metric: str, *, ax: Axes) -> None:
+    benchmark(result, metric=metric, ax=ax, show=False)
 
 
 def render(draw: Draw) -> str:
@@ -151,7 +148,7 @@ def _label(metric: str) -> str:
     return METRICS[metric].label if metric in METRICS else metric
 
 
-def _side_by_side(result: BenchmarkResult, summary: pd.DataFrame) -> list[dict[str, Any]]:
+def _side_by_side(result: Results, summary: pd.DataFrame) -> list[dict[str, Any]]:
     """One table per category and metric, contenders x ways of splitting, where there are several."""
     labels = result.contenders.set_index(["model", "strategy", "head"])["label"]
     out = []
@@ -172,7 +169,7 @@ def _side_by_side(result: BenchmarkResult, summary: pd.DataFrame) -> list[dict[s
     return out
 
 
-def _tables(result: BenchmarkResult, summary: pd.DataFrame) -> list[dict[str, Any]]:
+def _tables(result: Results, summary: pd.DataFrame) -> list[dict[str, Any]]:
     """One table per setting, split and category: contenders x metrics, the best above the floor marked."""
     labels = result.contenders.set_index(["model", "strategy", "head"])["label"]
     out = []
@@ -214,7 +211,7 @@ def _cell(row: dict[str, Any] | None) -> dict[str, Any]:
     return {"text": f"{row['value']:.3f}", "interval": bounds, "title": row["reason"], "below": below}
 
 
-def _splits(result: BenchmarkResult) -> pd.DataFrame:
+def _splits(result: Results) -> pd.DataFrame:
     """One row per partition: folds, sizes, notes or the reason why there are none."""
     frame = result.partition_frame()
     grouped = frame.groupby(["setting", "split", "by", "category"], sort=False)
@@ -226,14 +223,14 @@ def _splits(result: BenchmarkResult) -> pd.DataFrame:
     return out.reset_index()
 
 
-def _missing(result: BenchmarkResult) -> pd.DataFrame:
+def _missing(result: Results) -> pd.DataFrame:
     """Values that could not be computed, counted by reason."""
     rows = result.table[result.table["value"].isna()]
     grouped = rows.groupby(["setting", "split", "category", "reason"], sort=False)
     return grouped.agg(rows=("metric", "size"), models=("model", "nunique")).reset_index()
 
 
-def _probe(result: BenchmarkResult) -> pd.DataFrame:
+def _probe(result: Results) -> pd.DataFrame:
     rows = result.table[result.table["setting"] == "probe"]
     if rows.empty:
         return pd.DataFrame()
@@ -241,7 +238,7 @@ def _probe(result: BenchmarkResult) -> pd.DataFrame:
     return wide.reset_index()
 
 
-def _comparisons(result: BenchmarkResult, n_resamples: int) -> pd.DataFrame:
+def _comparisons(result: Results, n_resamples: int) -> pd.DataFrame:
     """Every model against the best simple baseline that took part, Holm-corrected over all rows."""
     known = result.contenders
     simple = known[known["strategy"].eq("baseline") & known["head"].ne("")]
@@ -272,7 +269,7 @@ def _comparisons(result: BenchmarkResult, n_resamples: int) -> pd.DataFrame:
     )  # fmt: skip
 
 
-def _timing(result: BenchmarkResult) -> pd.DataFrame:
+def _timing(result: Results) -> pd.DataFrame:
     if "seconds" not in result.units:
         return pd.DataFrame()
     grouped = result.units.groupby(["model", "strategy", "head"], sort=False)
@@ -282,7 +279,7 @@ def _timing(result: BenchmarkResult) -> pd.DataFrame:
     return grouped.agg(**columns).reset_index()
 
 
-def _manifest(result: BenchmarkResult) -> list[tuple[str, str]]:
+def _manifest(result: Results) -> list[tuple[str, str]]:
     """Arguments, versions and digests, as text."""
     rows = [(k, v) for k, v in result.info.items() if k not in ("studies",)]
     if len(result.units):

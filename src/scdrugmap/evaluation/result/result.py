@@ -13,9 +13,11 @@ import pandas as pd
 
 from scdrugmap._cohort import Cohort
 from scdrugmap._errors import InputError, OutputError, UnknownNameError
-from scdrugmap.evaluation.result.files import load, printable, save, tex
+from scdrugmap._metrics import Metric, find_metric
+from scdrugmap.evaluation.result.files import FRAMES, load, printable, save, tex
 from scdrugmap.evaluation.result.levels import PLACE
-from scdrugmap.evaluation.result.metrics import METRICS, Metric
+from scdrugmap.evaluation.result.predictions import Frames
+from scdrugmap.evaluation.result.report import write_report
 from scdrugmap.evaluation.result.statistics import Ranking, rank_models
 from scdrugmap.evaluation.result.summary import compare_predictions, permutation_table, summarise
 from scdrugmap.evaluation.splits.folds import Partition
@@ -67,6 +69,9 @@ class BenchmarkResult:
     data: pd.DataFrame = field(repr=False)
     info: dict[str, Any] = field(repr=False)
     metrics: dict[str, Metric] = field(default_factory=dict, repr=False)
+    _held: tuple[Any, ...] = field(default=(), init=False, repr=False)
+    _frames: Frames | None = field(default=None, init=False, repr=False)
+    _summaries: dict[tuple[Any, ...], pd.DataFrame] = field(default_factory=dict, init=False, repr=False)
 
     def __repr__(self) -> str:
         scores = self.table[self.table["setting"] != "probe"]
@@ -176,8 +181,9 @@ class BenchmarkResult:
         and weigh the folds by their pairs or sensitive cells), so it does not depend on how small the folds are. Across
         studies it is the mean over the left-out studies in which the metric is defined.
         """
-        names = self._metric_names(metrics)
-        full = summarise(self, names, level, n_resamples, confidence, np.random.default_rng(rng))
+        records = [find_metric(name, self.metrics) for name in self._metric_names(metrics)]
+        seed = int(np.random.default_rng(rng).integers(2**31))
+        full = self._summary(records, level, n_resamples, confidence, seed)
         if by is None:
             return full
         keys = ["metric", *([by] if isinstance(by, str) else by)]
@@ -192,6 +198,28 @@ class BenchmarkResult:
             n_categories=("value", "count"),
             floor=("floor", "mean"),
         ).reset_index()
+
+    def _summary(
+        self, metrics: Sequence[Metric], level: str, n_resamples: int, confidence: float, seed: int
+    ) -> pd.DataFrame:
+        """Put the summaries of single metrics together; each is computed once."""
+        frames, settings = self._sources(), (level, n_resamples, confidence, seed)
+        new = [m for m in metrics if (m, *settings) not in self._summaries]
+        if new:
+            rows = summarise(frames, new, level, n_resamples, confidence, seed)
+            for m in new:
+                self._summaries[(m, *settings)] = rows[rows["metric"] == m.name]
+        parts = [self._summaries[(m, *settings)] for m in metrics]
+        return pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
+
+    def _sources(self) -> Frames:
+        """Return the frames that the statistics read; replacing one of them forgets what was computed."""
+        now = (self.table, self.predictions, self.units, self.partitions, self.cells)
+        if self._frames is None or any(a is not b for a, b in zip(now, self._held, strict=True)):
+            self._held = now
+            self._frames = Frames(self.table, self.predictions, self.units, self.partitions, self.as_cells())
+            self._summaries.clear()
+        return self._frames
 
     def compare(
         self,
@@ -220,8 +248,9 @@ class BenchmarkResult:
             studies), Nadeau and Bengio's corrected t over folds, its p-value, and ``p_holm`` over all rows.
         """
         pair = [self._contender("a", a), self._contender("b", b)]
-        names = self._metric_names(metrics)
-        return compare_predictions(self, pair, names, level, n_resamples, confidence, np.random.default_rng(rng))
+        records = [find_metric(name, self.metrics) for name in self._metric_names(metrics)]
+        generator = np.random.default_rng(rng)
+        return compare_predictions(self._sources(), pair, records, level, n_resamples, confidence, generator)
 
     def permutation_test(
         self, metric: str = "auroc", *, n_permutations: int = 1000, rng: int | np.random.Generator | None = 0
@@ -231,7 +260,8 @@ class BenchmarkResult:
         Parameters
         ----------
         metric
-            A built-in metric, computed on all test cells of a category together.
+            A built-in metric, computed as in :meth:`summary`: a ranking compares cells of one fold only, and left-out
+            studies count alike.
         n_permutations
             Number of random permutations.
         rng
@@ -247,7 +277,8 @@ class BenchmarkResult:
         -----
         The predictions stay as they are. Under a split of cells, a model that recognises samples gets a small p too.
         """
-        return permutation_table(self, self._metric_names(metric)[0], n_permutations, np.random.default_rng(rng))
+        record = find_metric(self._metric_names(metric)[0], self.metrics)
+        return permutation_table(self._sources(), record, n_permutations, np.random.default_rng(rng))
 
     def rank(
         self,
@@ -267,7 +298,7 @@ class BenchmarkResult:
         test
             ``"conover"`` (Holm-corrected) or ``"nemenyi"``.
         """
-        record = self._metric(self._metric_names(metric)[0])
+        record = find_metric(self._metric_names(metric)[0], self.metrics)
         return rank_models(
             self.pivot(metric, setting=setting, split=split, level=level),
             higher_is_better=record.higher_is_better,
@@ -298,7 +329,7 @@ class BenchmarkResult:
         if metrics is None:
             return held
         names = [metrics] if isinstance(metrics, str) else list(metrics)
-        if metrics is MAIN_METRICS:
+        if names == list(MAIN_METRICS):
             return [m for m in names if m in held] or held
         for name in names:
             if name not in held:
@@ -306,17 +337,6 @@ class BenchmarkResult:
                     "metrics", name, held, "the result holds the metrics that the benchmark was asked for."
                 )
         return names
-
-    def _metric(self, name: str) -> Metric:
-        found = self.metrics.get(name) or METRICS.get(name)
-        if found is None:
-            raise InputError(
-                "metrics",
-                name,
-                "a metric whose function is at hand",
-                "custom metrics are not saved; result.metrics[name] = resolve_metrics({name: function})[0].",
-            )
-        return found
 
     def _contender(self, argument: str, label: str) -> tuple[str, str, str]:
         known = self.contenders
@@ -344,7 +364,8 @@ class BenchmarkResult:
         --------
         >>> result.to_parquet("results")  # doctest: +SKIP
         """
-        save(self, Path(path))
+        frames = {name: getattr(self, name) for name in FRAMES}
+        save(Path(path), frames, self.units, self.partitions, self.info)
 
     @classmethod
     def from_parquet(cls, path: str | os.PathLike[str]) -> Self:
@@ -380,8 +401,6 @@ class BenchmarkResult:
 
     def report(self, path: str | os.PathLike[str], **options: Any) -> Path:
         """Write one self-contained HTML file; see :func:`scdrugmap.evaluation.result.report.write_report`."""
-        from scdrugmap.evaluation.result.report import write_report
-
         return write_report(self, Path(path), **options)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from scdrugmap.evaluation.result.metrics import Metric, Sums
+from scdrugmap._metrics import Metric, Sums
 
 
 @dataclass(frozen=True)
@@ -56,58 +56,6 @@ def bootstrap_weights(groups: int | np.ndarray, n_resamples: int, rng: np.random
     return weights
 
 
-def bootstrap(
-    y: np.ndarray,
-    score: np.ndarray,
-    pred: np.ndarray,
-    groups: np.ndarray,
-    metrics: Sequence[Metric],
-    *,
-    n_resamples: int = 1000,
-    level: float = 0.95,
-    rng: np.random.Generator,
-) -> dict[str, Interval]:
-    """Percentile intervals by resampling whole groups.
-
-    Parameters
-    ----------
-    y, score, pred
-        ``(n,)`` labels (0 or 1), P(sensitive) and calls (0 or 1).
-    groups
-        ``(n,)`` group of each cell: its sample, or its study where studies are left out.
-    metrics
-        Records; custom metrics are computed resample by resample.
-    n_resamples, level
-        Number of resamples and coverage.
-    rng
-        Random generator.
-
-    Returns
-    -------
-    dict
-        Metric name to :class:`Interval`. With a single group there is nothing to resample: the bounds are NaN.
-
-    Notes
-    -----
-    The percentile method on the cluster bootstrap (Field and Welsh 2007, J. R. Stat. Soc. B). With fewer than about
-    ten groups the intervals are too short; the number of groups stands beside them for that reason.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from scdrugmap.evaluation.result.metrics import METRICS
-    >>> y = np.tile([0, 1], 20)
-    >>> out = bootstrap(y, y * 1.0, y, np.repeat(np.arange(4), 10), [METRICS["f1"]], rng=np.random.default_rng(0))
-    >>> out["f1"].low, out["f1"].n_groups
-    (1.0, 4)
-    """
-    codes = np.unique(groups, return_inverse=True)[1]
-    n_groups = int(codes.max()) + 1 if len(codes) else 0
-    values = resampled(y, score, pred, codes, metrics, bootstrap_weights(max(n_groups, 1), n_resamples, rng))
-    point = resampled(y, score, pred, codes, metrics, np.ones((1, max(n_groups, 1))))
-    return {m.name: interval(float(point[m.name][0]), values[m.name], n_groups=n_groups, level=level) for m in metrics}
-
-
 def resampled(
     y: np.ndarray,
     score: np.ndarray,
@@ -115,11 +63,41 @@ def resampled(
     codes: np.ndarray,
     metrics: Sequence[Metric],
     weights: np.ndarray,
+    fold: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Compute metrics under group multiplicities, ``(b, groups)`` in, ``(b,)`` per metric out."""
+    """Compute metrics under multiplicities of whole groups.
+
+    Parameters
+    ----------
+    y, score, pred
+        ``(n,)`` labels (0 or 1), P(sensitive) and calls (0 or 1).
+    codes
+        ``(n,)`` column of ``weights`` that each cell follows: its sample, or its study where studies are left out.
+    metrics
+        Records; custom metrics are computed resample by resample.
+    weights
+        ``(b, groups)`` multiplicities; ones give the value itself.
+    fold
+        ``(n,)`` fold of each cell: a ranking compares cells of one fold only.
+
+    Returns
+    -------
+    dict
+        Metric name to ``(b,)`` values.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scdrugmap._metrics import METRICS
+    >>> y, group = np.tile([0, 1], 20), np.repeat(np.arange(4), 10)
+    >>> resampled(y, y * 1.0, y, group, [METRICS["f1"]], bootstrap_weights(4, 2, np.random.default_rng(0)))[
+    ...     "f1"
+    ... ].tolist()
+    [1.0, 1.0]
+    """
     if len(y) == 0:
         return {m.name: np.full(len(weights), np.nan) for m in metrics}
-    sums = Sums(score, pred, codes, y == 1, y == 0)
+    sums = Sums(score, pred, codes, y == 1, y == 0, fold)
     out = {m.name: sums.values(m, weights, weights) for m in metrics if m.kind != "custom"}
     for m in metrics:
         if m.kind == "custom":
@@ -136,7 +114,14 @@ def _custom(metric: Metric, y: np.ndarray, score: np.ndarray, pred: np.ndarray, 
 
 
 def interval(value: float, values: np.ndarray, *, n_groups: int, level: float = 0.95) -> Interval:
-    """Percentile interval of resampled values."""
+    """Percentile interval of resampled values.
+
+    Notes
+    -----
+    The percentile method on the cluster bootstrap (Field and Welsh 2007, J. R. Stat. Soc. B). With fewer than about
+    ten groups the intervals are too short; the number of groups stands beside them for that reason. With a single group
+    there is nothing to resample: the bounds are NaN.
+    """
     if not np.isfinite(value):
         return Interval(np.nan, np.nan, np.nan, n_groups, reason="the metric is undefined")
     if n_groups < 2:
@@ -157,6 +142,8 @@ def permutation_pvalue(
     metric: Metric,
     *,
     strata: np.ndarray | None = None,
+    fold: np.ndarray | None = None,
+    average_folds: bool = False,
     n_permutations: int = 1000,
     rng: np.random.Generator,
 ) -> tuple[float, str]:
@@ -165,11 +152,15 @@ def permutation_pvalue(
     Parameters
     ----------
     y, score, pred, groups
-        As in :func:`bootstrap`; each group (sample) must carry one label.
+        As in :func:`resampled`; each group (sample) must carry one label.
     metric
         A built-in metric.
     strata
         ``(n,)`` stratum of each cell (its study): labels are exchanged within strata only.
+    fold
+        ``(n,)`` fold of each cell: a ranking compares cells of one fold only.
+    average_folds
+        Take the mean of the folds in which the metric is defined instead of all cells together.
     n_permutations
         Number of random permutations.
     rng
@@ -189,7 +180,7 @@ def permutation_pvalue(
     Examples
     --------
     >>> import numpy as np
-    >>> from scdrugmap.evaluation.result.metrics import METRICS
+    >>> from scdrugmap._metrics import METRICS
     >>> sample, y = np.repeat(np.arange(20), 5), np.repeat(np.arange(20) % 2, 5)
     >>> p, _ = permutation_pvalue(y, y * 1.0, y, sample, METRICS["f1"], rng=np.random.default_rng(0))
     >>> p < 0.01
@@ -214,15 +205,29 @@ def permutation_pvalue(
         draws[:, members] = rng.permuted(draws[:, members], axis=1)
     if (draws == label).all():
         return np.nan, "every study has one class: no label can be exchanged within a study"
-    everything = np.ones(len(y), dtype=bool)
-    sums = Sums(score, pred, codes, everything, everything)
-    null = sums.values(metric, draws, 1 - draws)
-    observed = sums.values(metric, label[None], 1 - label[None])[0]
+    fold = np.zeros(len(y), np.int64) if fold is None else np.unique(fold, return_inverse=True)[1]
+    parts = [fold == f for f in range(int(fold.max()) + 1)] if average_folds else [np.ones(len(y), bool)]
+    # The labels as they are stand first, so that they are scored in the same way as the permuted ones.
+    dealt = np.vstack([label, draws])
+    values = np.stack([_under_labels(dealt, score[m], pred[m], codes[m], metric, fold[m]) for m in parts], axis=1)
+    known = np.isfinite(values)
+    total = np.where(known, values, 0).sum(axis=1)
+    mean = np.divide(total, known.sum(axis=1), out=np.full(len(values), np.nan), where=known.any(axis=1))
+    observed, null = mean[0], mean[1:]
     if not np.isfinite(observed):
         return np.nan, metric.undefined
     sign = 1 if metric.higher_is_better else -1
     as_good = np.sum(sign * null[np.isfinite(null)] >= sign * observed - 1e-12)
     return float((1 + as_good) / (1 + np.isfinite(null).sum())), ""
+
+
+def _under_labels(
+    labels: np.ndarray, score: np.ndarray, pred: np.ndarray, codes: np.ndarray, metric: Metric, fold: np.ndarray
+) -> np.ndarray:
+    """Score one set of predictions under ``(b, groups)`` labels, ``(b,)``."""
+    here, local = np.unique(codes, return_inverse=True)
+    both = np.ones(len(score), dtype=bool)
+    return Sums(score, pred, local, both, both, fold).values(metric, labels[:, here], 1 - labels[:, here])
 
 
 def corrected_t(differences: np.ndarray, n_train: float, n_test: float) -> tuple[float, float]:
@@ -233,7 +238,7 @@ def corrected_t(differences: np.ndarray, n_train: float, n_test: float) -> tuple
     differences
         ``(k,)`` metric of one model minus that of the other, fold by fold.
     n_train, n_test
-        Cells in an average training and test set.
+        Cells (or samples, or patients: what the metric counts) in an average training and test set.
 
     Returns
     -------

@@ -10,9 +10,8 @@ import pandas as pd
 
 from scdrugmap._cohort import ALL, Cohort
 from scdrugmap._errors import InputError
+from scdrugmap._keys import SAME_SAMPLE
 from scdrugmap.evaluation.splits.folds import Fold, Partition, cell_folds, group_folds, leave_one_out, straddling
-
-SAME_SAMPLE = "cells of one sample on both sides"
 
 
 def make_partition(

@@ -6,7 +6,6 @@ A :class:`Partition` holds the folds of one category; it is made once and used b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -74,10 +73,6 @@ class Partition:
             for rows in (fold.train, fold.test):
                 digest.update(np.ascontiguousarray(rows, dtype="<i8").tobytes())
         return digest.hexdigest()
-
-    def runnable(self) -> Iterator[Fold]:
-        """Yield the folds that can be evaluated."""
-        return (fold for fold in self.folds if not fold.reason)
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per cell, fold and side."""

@@ -50,17 +50,17 @@ class KeySums:
 
         ``keys`` (how often a position counts) and ``values`` (the weight of its value) are ``(n, c)``.
         """
-        soft, peak, top, half = _features(k, self.projection)
-        weighted = _weighted(v, keys, values)
+        soft, peak, top, half = _features(k, self.projection)  # (n, heads, c, m), then (n, heads, c) each
+        weighted = _weighted(v, keys, values)  # (n, heads, c, d + 1)
         highest = top if keys is None else top.masked_fill((keys <= 0)[:, None], self.top.new_tensor(-torch.inf))
-        raised = torch.maximum(self.top, highest.amax((1, 2)))
+        raised = torch.maximum(self.top, highest.amax((1, 2)))  # (n,)
         scale = torch.exp(top - half - raised[:, None, None]) / peak
         if keys is not None:
             scale = scale.masked_fill((keys <= 0)[:, None], 0.0)
         # In place, so that a part of the cells can be added to through `of`.
         self.sums *= torch.exp(self.top - raised)[:, None, None, None]
-        self.sums += _over_positions(soft, weighted * scale[..., None])
-        self.plain += weighted.sum(2, keepdim=True)
+        self.sums += _over_positions(soft, weighted * scale[..., None])  # (n, heads, m, d + 1)
+        self.plain += weighted.sum(2, keepdim=True)  # (n, heads, 1, d + 1)
         self.top.copy_(raised)
 
     def of(self, cells: slice) -> KeySums:
@@ -74,18 +74,20 @@ class KeySums:
         return self.sums + _EPSILON * self.plain
 
 
-def answer(q: Tensor, sums: Tensor, projection: Tensor) -> Tensor:
+def attend(q: Tensor, sums: Tensor, projection: Tensor) -> Tensor:
     """Attention output of the queries ``(n, heads, c, d)``, or ``(1, heads, c, d)`` if all cells share them."""
     soft, peak, _, half = _features(q, projection)
-    y = _over_features(soft, sums) * (torch.exp(-half) / peak)[..., None]
+    y = _over_features(soft, sums) * (torch.exp(-half) / peak)[..., None]  # (n, heads, c, d + 1)
     y += _EPSILON * sums.sum(2, keepdim=True)
-    return y[..., :-1] / y[..., -1:]
+    return y[..., :-1] / y[..., -1:]  # (n, heads, c, d)
 
 
 def _features(t: Tensor, projection: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Softmax of ``u``, its largest value, the largest ``u`` and ``g``: ``exp(u - max u) = softmax / peak``."""
     n, heads, c, d = t.shape
-    u = torch.bmm(t.reshape(n * heads, c, d), projection.t().expand(n * heads, -1, -1)).view(n, heads, c, -1)
+    u = torch.bmm(t.reshape(n * heads, c, d), projection.t().expand(n * heads, -1, -1)).view(
+        n, heads, c, -1
+    )  # (n, heads, c, m)
     # One fused pass; dividing by the largest value undoes the normalisation.
     soft = torch.softmax(u, -1)
     return soft, soft.amax(-1), u.amax(-1), t.square().sum(-1) * (0.5 * d**-0.5)
@@ -127,7 +129,7 @@ def tiles(n: int, length: int, row_bytes: int, device: torch.device) -> Iterator
         yield slice(first, first + cells), [slice(i, min(i + step, length)) for i in range(0, length, step)]
 
 
-def part(x: Tensor | None, cells: slice, piece: slice) -> Tensor | None:
+def tile_of(x: Tensor | None, cells: slice, piece: slice) -> Tensor | None:
     """Some positions of some cells, of weights that may be absent."""
     return None if x is None else x[cells, piece]
 
@@ -148,11 +150,11 @@ class Favor(torch.autograd.Function):
         for cells, pieces in tiles(n, length, _row_bytes(q, projection), q.device):
             for p in pieces:
                 some = gathered.of(cells)
-                some.add(k[cells, :, p], v[cells, :, p], part(keys, cells, p), part(values, cells, p))
+                some.add(k[cells, :, p], v[cells, :, p], tile_of(keys, cells, p), tile_of(values, cells, p))
         sums = gathered.total()
         for cells, pieces in tiles(n, q.shape[2], _row_bytes(q, projection), q.device):
             for p in pieces:
-                out[cells, :, p] = answer(q[cells, :, p], sums[cells], projection)
+                out[cells, :, p] = attend(q[cells, :, p], sums[cells], projection)
         ctx.save_for_backward(q, k, v, projection, keys, values, out, sums, gathered.top)
         return out
 
@@ -170,16 +172,16 @@ def _query_gradients(grad: Tensor, q: Tensor, out: Tensor, sums: Tensor, project
     """Gradients of queries and of the sums over keys."""
     dq, dsums, shrink = torch.empty_like(q), torch.zeros_like(sums), q.shape[3] ** -0.5
     for cells, pieces in tiles(len(q), q.shape[2], 2 * _row_bytes(q, projection), q.device):
-        counts = sums[cells, :, :, -1:]
+        counts = sums[cells, :, :, -1:]  # (n, heads, m, 1)
         for p in pieces:
             rows = q[cells, :, p]
             soft, peak, _, half = _features(rows, projection)
             scale = (torch.exp(-half) / peak)[..., None]
             below = torch.matmul(soft, counts) * scale + _EPSILON * counts.sum(2, keepdim=True)
-            dy = grad[cells, :, p] / below
+            dy = grad[cells, :, p] / below  # (n, heads, c, d)
             dy = torch.cat([dy, -(dy * out[cells, :, p]).sum(-1, keepdim=True)], -1)
             dsums[cells] += torch.matmul(soft.transpose(2, 3), dy * scale) + _EPSILON * dy.sum(2, keepdim=True)
-            du = torch.matmul(dy * scale, sums[cells].transpose(2, 3)).mul_(soft)
+            du = torch.matmul(dy * scale, sums[cells].transpose(2, 3)).mul_(soft)  # (n, heads, c, m)
             slope = du.sum(-1, keepdim=True)
             # The maximum over the features moves with the largest one.
             du.scatter_add_(-1, soft.argmax(-1, keepdim=True), -slope)
@@ -192,23 +194,23 @@ def _key_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of keys and values."""
     (n, _, length, d), dk, dv = k.shape, torch.empty_like(k), torch.empty_like(v)
-    slopes = dsums[..., :-1]
+    slopes = dsums[..., :-1]  # (n, heads, m, d)
     # Per cell: gradient of the maximum M, its value so far and where it is, as head * length + position.
     dtop, best, place = torch.zeros_like(top), torch.full_like(top, -torch.inf), torch.zeros_like(top, dtype=torch.long)
     for cells, pieces in tiles(n, length, 2 * _row_bytes(k, projection), k.device):
         for p in pieces:
-            rows, weight_k, weight_v = k[cells, :, p], part(keys, cells, p), part(values, cells, p)
+            rows, weight_k, weight_v = k[cells, :, p], tile_of(keys, cells, p), tile_of(values, cells, p)
             soft, peak, highest, half = _features(rows, projection)
             scale = torch.exp(highest - half - top[cells, None, None]) / peak
             if weight_k is not None:
                 highest = highest.masked_fill((weight_k <= 0)[:, None], -torch.inf)
                 scale = scale.masked_fill((weight_k <= 0)[:, None], 0.0)
             weighted = _weighted(v[cells, :, p], weight_k, weight_v) * scale[..., None]
-            dv[cells, :, p] = torch.matmul(soft, slopes[cells]) * scale[..., None]
+            dv[cells, :, p] = torch.matmul(soft, slopes[cells]) * scale[..., None]  # (n, heads, c, d)
             dv[cells, :, p] += _EPSILON * slopes[cells].sum(2, keepdim=True)
             if weight_v is not None:
                 dv[cells, :, p] *= weight_v[:, None, :, None].to(v.dtype)
-            du = torch.matmul(weighted, dsums[cells].transpose(2, 3)).mul_(soft)
+            du = torch.matmul(weighted, dsums[cells].transpose(2, 3)).mul_(soft)  # (n, heads, c, m)
             slope = du.sum(-1, keepdim=True)
             dk[cells, :, p] = torch.matmul(du, projection) - rows * (slope * d**-0.5)
             dtop[cells] -= slope.sum((1, 2, 3))

@@ -88,7 +88,7 @@ class FlowAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Attend among the ``(n, dim)`` items of one set."""
         projected = Projected(self, x)
-        return self.read(projected.q, self.gather(lambda: [projected]))
+        return self.attend(projected.q, self.gather(lambda: [projected]))
 
     def gather(self, parts: Callable[[], Iterable[Projected]]) -> Flow:
         """Sum over a set that comes in parts; ``parts`` is called three times.
@@ -101,7 +101,7 @@ class FlowAttention(nn.Module):
             queries, keys = _Sum(), _Sum()
             for part in parts():
                 n += len(part.q)
-                queries.add(part.q.sum(0))
+                queries.add(part.q.sum(0))  # (dim,)
                 keys.add(part.k.sum(0))
             sources, sinks = _Sum(), _Sum()
             for part in parts():
@@ -109,17 +109,19 @@ class FlowAttention(nn.Module):
                 sinks.add(self._weighted(part.q, self.incoming(part.q, keys.total)))
             weight, values = _Sum(), _Sum()
             for part in parts():
-                competition = self.conserved_source(part.k, sinks.total).clamp(-1, 1).exp()
+                competition = self.conserved_source(part.k, sinks.total).clamp(-1, 1).exp()  # (n, heads)
                 weight.add(competition.sum(0))
-                weighted = self._split(part.v) * competition.unsqueeze(-1)
+                weighted = self._split(part.v) * competition.unsqueeze(-1)  # (n, heads, width)
+                # (heads, width, n) @ (heads, n, width) -> (heads, width, width)
                 values.add(self._split(part.k).permute(1, 2, 0) @ weighted.transpose(0, 1))
             mean = weight.total / n
             return Flow(keys.total, queries.total, sources.total, sinks.total, values.total / mean[:, None, None], mean)
 
-    def read(self, q: Tensor, flow: Flow) -> Tensor:
+    def attend(self, q: Tensor, flow: Flow) -> Tensor:
         """Return the output of the items with queries ``q``."""
         with torch.autocast(q.device.type, enabled=False):
             gate = torch.sigmoid(self.conserved_sink(q, flow.sources)) * self.incoming(q, flow.keys)
+            # (heads, n, width) @ (heads, width, width) -> (n, heads, width)
             y = (self._split(q).transpose(0, 1) @ flow.values).transpose(0, 1) * gate.unsqueeze(-1)
         return self.out_proj(y.flatten(1))
 
@@ -144,7 +146,7 @@ class FlowAttention(nn.Module):
 
     def _dot(self, x: Tensor, total: Tensor) -> Tensor:
         """Per head ``(x + e) . (total + e)``, as one thin product with a block-diagonal matrix."""
-        blocks = (total + EPS).unsqueeze(-1) * self.head_of
+        blocks = (total + EPS).unsqueeze(-1) * self.head_of  # (dim, heads)
         return x @ blocks + EPS * blocks.sum(0)
 
     def _weighted(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -224,7 +226,7 @@ class FlowBlock(nn.Module):
         for i, x in enumerate(parts):
             here = x.to(device)
             q = Projected(self.attention, self.norm1(here)).q if held is None else held[i].q
-            parts[i] = self._update(here, self.attention.read(q, flow)).to(x.device)
+            parts[i] = self._update(here, self.attention.attend(q, flow)).to(x.device)
 
     def _update(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self.dropout(self.attention_dropout(attended))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from scdrugmap._errors import CheckpointError
-from scdrugmap.models.kit.favor import Favor, KeySums, answer, part, tiles
+from scdrugmap.models.kit.favor import Favor, KeySums, attend, tile_of, tiles
 
 #: Positions whose activations the backward pass of one block holds at a time.
 _TRAINED_POSITIONS = 2**15
@@ -65,7 +65,7 @@ class PerformerAttention(nn.Module):
         q = self.split(self.q_proj(x if rows is None else x[:, rows]))
         k, v = self.split(self.k_proj(x)), self.split(self.v_proj(x))
         with torch.autocast(x.device.type, enabled=False):
-            y = Favor.apply(q, k, v, self.directions(q.dtype), keys, values)
+            y = Favor.apply(q, k, v, self.scaled_projection(q.dtype), keys, values)
         return self.merge(y)
 
     def split(self, x: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class PerformerAttention(nn.Module):
         """``(n, heads, c, d) -> (n, c, dim)``."""
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
-    def directions(self, dtype: torch.dtype) -> Tensor:
+    def scaled_projection(self, dtype: torch.dtype) -> Tensor:
         """The random directions times ``d ** -0.25``."""
         return self.projection.to(dtype) * self.projection.shape[1] ** -0.25
 
@@ -121,9 +121,9 @@ class PerformerBlock(nn.Module):
 
     def _whole(self, x: Tensor, keys: Tensor | None, values: Tensor | None, rows: slice | None) -> Tensor:
         attended = self.attention(self.norm1(x), keys, values, rows)
-        return self.feed((x if rows is None else x[:, rows]) + attended)
+        return self.feed_forward((x if rows is None else x[:, rows]) + attended)
 
-    def feed(self, x: Tensor) -> Tensor:
+    def feed_forward(self, x: Tensor) -> Tensor:
         """The second half of the block."""
         return x + self.linear2(F.gelu(self.linear1(self.norm2(x))))
 
@@ -134,12 +134,12 @@ class PerformerBlock(nn.Module):
         for cells, pieces in tiles(n, length, self.row_bytes, x.device):
             sums = self.sums(len(x[cells]))
             for p in pieces:
-                self.read(sums, x[cells, p], part(keys, cells, p), part(values, cells, p))
+                self.add_keys(sums, x[cells, p], tile_of(keys, cells, p), tile_of(values, cells, p))
             total = sums.total()
             for p in pieces:
                 kept = slice(max(p.start, start), min(p.stop, stop))
                 if kept.start < kept.stop:
-                    y[cells, kept.start - start : kept.stop - start] = self.write(x[cells, kept], total)
+                    y[cells, kept.start - start : kept.stop - start] = self.attend(x[cells, kept], total)
         return y
 
     @property
@@ -151,21 +151,21 @@ class PerformerBlock(nn.Module):
         """Empty sums over keys for some cells."""
         dtype = self.attention.projection.dtype
         dtype = dtype if dtype == torch.float64 else torch.float32
-        return KeySums(n, self.attention.heads, self.attention.directions(dtype))
+        return KeySums(n, self.attention.heads, self.attention.scaled_projection(dtype))
 
-    def read(self, sums: KeySums, x: Tensor, keys: Tensor | None, values: Tensor | None) -> None:
+    def add_keys(self, sums: KeySums, x: Tensor, keys: Tensor | None, values: Tensor | None) -> None:
         """Add positions to the sums over keys."""
         normed, attention = self.norm1(x), self.attention
         k, v = attention.split(attention.k_proj(normed)), attention.split(attention.v_proj(normed))
         with torch.autocast(x.device.type, enabled=False):
             sums.add(k, v, keys, values)
 
-    def write(self, x: Tensor, total: Tensor) -> Tensor:
+    def attend(self, x: Tensor, total: Tensor) -> Tensor:
         """Pass positions ``(n or 1, c, dim)`` through the block, given the sums over all keys."""
         q = self.attention.split(self.attention.q_proj(self.norm1(x)))
         with torch.autocast(x.device.type, enabled=False):
-            attended = answer(q, total, self.attention.directions(total.dtype))
-        return self.feed(x + self.attention.merge(attended))
+            attended = attend(q, total, self.attention.scaled_projection(total.dtype))
+        return self.feed_forward(x + self.attention.merge(attended))
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class PerformerEncoder(nn.Module):
         self.norm = nn.LayerNorm(sizes.dim)
 
     @torch.no_grad()
-    def draw_directions(self, rng: int) -> None:
+    def draw_projection(self, rng: int) -> None:
         """Draw the random directions of every layer: orthogonal in blocks of ``d``, with Gaussian lengths."""
         generator = np.random.Generator(np.random.PCG64(rng))
         for block in self.blocks:

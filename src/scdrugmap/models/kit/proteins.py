@@ -42,23 +42,23 @@ class Genome:
         Row of the first chromosome.
     vocabulary
         Upper-case symbol to row.
-    places
+    loci
         ``(genes, 3)`` row, code of the chromosome among all species' and position on it.
-    unplaced, ambiguous
+    without_locus, ambiguous
         Symbols with a protein and without, or with more than one, position.
     """
 
     n_rows: int
     chromosome_offset: int
     vocabulary: Mapping[str, int]
-    places: np.ndarray
-    unplaced: frozenset[str] = frozenset()
+    loci: np.ndarray
+    without_locus: frozenset[str] = frozenset()
     ambiguous: frozenset[str] = frozenset()
 
     @cached_property
     def by_position(self) -> np.ndarray:
         """Rows of the genes in genomic order, ``(genes,)``."""
-        row, code, start = self.places.T
+        row, code, start = self.loci.T
         return row[np.lexsort((row, start, code))]
 
     @cached_property
@@ -69,12 +69,12 @@ class Genome:
     @cached_property
     def chromosomes(self) -> np.ndarray:
         """Codes of the species' chromosomes, ascending."""
-        return np.unique(self.places[:, 1])
+        return np.unique(self.loci[:, 1])
 
     @cached_property
     def chromosome(self) -> np.ndarray:
         """Chromosome of each row as a place in ``chromosomes``, ``(n_rows,)``."""
-        return self._by_row(self.places[:, 0], np.searchsorted(self.chromosomes, self.places[:, 1]))
+        return self._by_row(self.loci[:, 0], np.searchsorted(self.chromosomes, self.loci[:, 1]))
 
     def _by_row(self, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
         out = np.full(self.n_rows, -1, dtype=np.int64)
@@ -82,14 +82,14 @@ class Genome:
         return out
 
 
-def read_genome(symbols_file: Path, places_file: Path, offsets_file: Path, species: str, n_rows: int) -> Genome:
+def read_genome(symbols_file: Path, loci_file: Path, offsets_file: Path, species: str, n_rows: int) -> Genome:
     """Read what the rows of an official token table are.
 
     Parameters
     ----------
     symbols_file
         Dictionary of symbol to protein vector; its order is that of the table's rows.
-    places_file
+    loci_file
         CSV with the columns ``gene_symbol``, ``chromosome``, ``start`` and ``species``, for all species.
     offsets_file
         First row of each species, as pickle or JSON.
@@ -105,8 +105,8 @@ def read_genome(symbols_file: Path, places_file: Path, offsets_file: Path, speci
     """
     offsets = load_json(offsets_file) if offsets_file.suffix == ".json" else load_pickle(offsets_file)
     words = list(dict.fromkeys(str(s).upper() for s in load_tensors(symbols_file)))
-    places = _places(places_file)
-    names = places["species"] + "_" + places["chromosome"]
+    loci = _read_loci(loci_file)
+    names = loci["species"] + "_" + loci["chromosome"]
     codes = np.unique(names.to_numpy(dtype=str))
     chromosome_offset = n_rows - len(codes)
     first = offsets.get(species)
@@ -119,12 +119,12 @@ def read_genome(symbols_file: Path, places_file: Path, offsets_file: Path, speci
             "a row for every symbol",
             "use the files that came with these weights.",
         )
-    own = places["species"].to_numpy() == species
+    own = loci["species"].to_numpy() == species
     table = pd.DataFrame(
         {
-            "symbol": places["gene_symbol"].str.upper()[own],
+            "symbol": loci["gene_symbol"].str.upper()[own],
             "code": np.searchsorted(codes, names[own].to_numpy(dtype=str)),
-            "start": places["start"][own],
+            "start": loci["start"][own],
         }
     ).drop_duplicates()
     ambiguous = frozenset(table["symbol"][table["symbol"].duplicated()])
@@ -132,25 +132,25 @@ def read_genome(symbols_file: Path, places_file: Path, offsets_file: Path, speci
     vocabulary = {w: first + i for i, w in enumerate(words) if w in table.index}
     own_table = table.loc[list(vocabulary)]
     rows = np.array(list(vocabulary.values()), dtype=np.int64)
-    placed = np.stack([rows, own_table["code"].to_numpy(), own_table["start"].to_numpy()], axis=1)
-    unplaced = frozenset(words) - vocabulary.keys()
-    return Genome(n_rows, chromosome_offset, vocabulary, placed, unplaced, ambiguous.intersection(words))
+    own_loci = np.stack([rows, own_table["code"].to_numpy(), own_table["start"].to_numpy()], axis=1)
+    without_locus = frozenset(words) - vocabulary.keys()
+    return Genome(n_rows, chromosome_offset, vocabulary, own_loci, without_locus, ambiguous.intersection(words))
 
 
 def random_genome(names: list[str], n_rows: int, chromosome_offset: int, rng: int) -> Genome:
     """Put genes on 24 random chromosomes, at random positions; their rows follow four special tokens."""
     generator = np.random.Generator(np.random.PCG64(rng))
     rows = np.arange(4, 4 + len(names))
-    places = np.stack([rows, generator.integers(0, 24, len(rows)), generator.permutation(len(rows))], axis=1)
-    return Genome(n_rows, chromosome_offset, dict(zip(names, rows.tolist(), strict=True)), places)
+    loci = np.stack([rows, generator.integers(0, 24, len(rows)), generator.permutation(len(rows))], axis=1)
+    return Genome(n_rows, chromosome_offset, dict(zip(names, rows.tolist(), strict=True)), loci)
 
 
-def _places(path: Path) -> pd.DataFrame:
+def _read_loci(path: Path) -> pd.DataFrame:
     """Table of gene positions; chromosomes are text."""
     columns = ["gene_symbol", "chromosome", "start", "species"]
     try:
-        places = pd.read_csv(path, usecols=columns, dtype=str, keep_default_na=False)
-        return places.assign(start=pd.to_numeric(places["start"]).astype(np.int64))
+        loci = pd.read_csv(path, usecols=columns, dtype=str, keep_default_na=False)
+        return loci.assign(start=pd.to_numeric(loci["start"]).astype(np.int64))
     except (ValueError, UnicodeDecodeError) as error:
         raise CheckpointError(
             "checkpoint",
@@ -223,9 +223,9 @@ class ProjectedProteins(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Look up ``(n, length)`` tokens, ``(n, length, dim)``."""
         if torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters()):
-            used, places = torch.unique(tokens, return_inverse=True)
+            used, inverse = torch.unique(tokens, return_inverse=True)
             parts = [self._project(vectors) for vectors in self.source.read(self.rows[used.cpu().numpy()])]
-            return F.embedding(places, torch.cat(parts))
+            return F.embedding(inverse, torch.cat(parts))
         return F.embedding(tokens, self.table())
 
     def table(self) -> Tensor:

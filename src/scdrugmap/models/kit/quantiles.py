@@ -38,18 +38,19 @@ def bin_ranges(values: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.
     value, count, run = _runs_of_small_integers(values, lengths) or _runs(values, lengths)
     ends = np.cumsum(count)
     starts = np.cumsum(lengths) - lengths
-    h = (lengths[:, None] - 1) * _QUANTILES
+    h = (lengths[:, None] - 1) * _QUANTILES  # (cells, edges)
     left = np.floor(h).astype(np.int64)
     t = h - left
     i = np.searchsorted(ends, starts[:, None] + left, side="right")
     j = np.searchsorted(ends, starts[:, None] + np.minimum(left + 1, lengths[:, None] - 1), side="right")
-    a, b = value[i], value[j]
+    a, b = value[i], value[j]  # (cells, edges)
     # Both forms, as in NumPy: the edge must equal it to the last bit, or values that lie on an edge change bins.
     edges = np.where(t < 0.5, a + (b - a) * t, b - (b - a) * (1 - t))
     at_or_above = np.where(edges <= a, i, j)
     above = np.where(edges >= b, j + 1, np.where(edges <= a, i + 1, j))
     n = len(value)
     before = N_BINS * (np.searchsorted(starts, ends - count, side="right") - 1)
+    # Edges per run of equal values, (runs,), summed along the runs of each cell.
     lower = np.cumsum(np.bincount(above.ravel(), minlength=n + 1)[:n]) - before
     upper = np.cumsum(np.bincount(at_or_above.ravel(), minlength=n)) - before
     return lower[run], upper[run]

@@ -40,7 +40,7 @@ def rank_rows(values: np.ndarray, indptr: np.ndarray, top: int | None = None) ->
     offsets = np.concatenate([[0], np.cumsum(kept)])
     positions = np.empty(offsets[-1], dtype=np.int64)
     values = np.ascontiguousarray(values, dtype=np.float64)
-    for rows in _of_similar_length(lengths):
+    for rows in _length_buckets(lengths):
         width = int(lengths[rows].max())
         columns = np.arange(width)
         inside = columns < lengths[rows, None]
@@ -51,7 +51,7 @@ def rank_rows(values: np.ndarray, indptr: np.ndarray, top: int | None = None) ->
     return positions, offsets
 
 
-def framed(
+def add_special_tokens(
     ids: np.ndarray, offsets: np.ndarray, before: int | None, after: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Put a token before and another after each ragged row; ``None`` for none.
@@ -59,23 +59,23 @@ def framed(
     Examples
     --------
     >>> import numpy as np
-    >>> ids, offsets = framed(np.array([5, 6, 7]), np.array([0, 2, 2, 3]), 1, 2)
+    >>> ids, offsets = add_special_tokens(np.array([5, 6, 7]), np.array([0, 2, 2, 3]), 1, 2)
     >>> ids.tolist(), offsets.tolist()
     ([1, 5, 6, 2, 1, 2, 1, 7, 2], [0, 4, 6, 9])
     """
     extra = (before is not None) + (after is not None)
-    out = offsets + extra * np.arange(len(offsets))
-    framed = np.empty(out[-1], dtype=np.int32)
+    bounds = offsets + extra * np.arange(len(offsets))
+    out_ids = np.empty(bounds[-1], dtype=np.int32)
     shift = (before is not None) + extra * np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    framed[np.arange(len(ids)) + shift] = ids
+    out_ids[np.arange(len(ids)) + shift] = ids
     if before is not None:
-        framed[out[:-1]] = before
+        out_ids[bounds[:-1]] = before
     if after is not None:
-        framed[out[1:] - 1] = after
-    return framed, out
+        out_ids[bounds[1:] - 1] = after
+    return out_ids, bounds
 
 
-def _of_similar_length(lengths: np.ndarray) -> list[np.ndarray]:
+def _length_buckets(lengths: np.ndarray) -> list[np.ndarray]:
     """Non-empty rows in groups whose padding to the longest stays small, about a million entries each."""
     order = np.argsort(lengths, kind="stable")
     order = order[np.searchsorted(lengths[order], 1) :]
@@ -91,7 +91,7 @@ def _order(values: np.ndarray, starts: np.ndarray, inside: np.ndarray, columns: 
     shift = np.uint64(max(width - 1, 1).bit_length())
     low = (np.uint64(1) << shift) - np.uint64(1)
     # The bits of a non-negative float rise with its value; the sign bit is free, the last bits give way to the position.
-    padded = np.zeros(inside.shape)
+    padded = np.zeros(inside.shape)  # (rows, width)
     padded[inside] = values[np.minimum(starts + columns, len(values) - 1)[inside]]
     bits = padded.view(np.uint64) << np.uint64(1)
     keys = (~bits & ~low) | columns.astype(np.uint64)
@@ -103,6 +103,6 @@ def _order(values: np.ndarray, starts: np.ndarray, inside: np.ndarray, columns: 
     order = (keys & low).astype(np.int64)
     if not exact:
         ranked = np.take_along_axis(padded, order, axis=1)
-        confused = np.flatnonzero((ranked[:, 1:] > ranked[:, :-1]).any(axis=1))
-        order[confused] = np.argsort(-padded[confused], axis=1, kind="stable")
+        inexact = np.flatnonzero((ranked[:, 1:] > ranked[:, :-1]).any(axis=1))
+        order[inexact] = np.argsort(-padded[inexact], axis=1, kind="stable")
     return order[:, :top]

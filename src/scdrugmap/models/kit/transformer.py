@@ -48,13 +48,14 @@ class SelfAttention(nn.Module):
         """
         rows = x if queries is None else queries
         q, k, v = self._split(self.q_proj(rows)), self._split(self.k_proj(x)), self._split(self.v_proj(x))
+        # q: (cells, heads, rows, width); k, v: (cells, heads, length, width)
         bias = None if mask is None else mask[:, None, None, :]
         if bias is not None and bias.dtype != torch.bool:
             bias = bias.to(q.dtype)
         y = F.scaled_dot_product_attention(
             q, k, v, attn_mask=bias, dropout_p=self.dropout if self.training else 0.0, is_causal=self.causal
         )
-        return self.out_proj(y.transpose(1, 2).flatten(2))
+        return self.out_proj(y.transpose(1, 2).flatten(2))  # (cells, rows, heads * width)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

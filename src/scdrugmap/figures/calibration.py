@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scdrugmap._errors import InputError
-from scdrugmap.pl import _axes
-from scdrugmap.pl._curves import drawn_note, folds_of
+from scdrugmap.figures import axes as _axes
+from scdrugmap.figures.curves import drawn_note, folds_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from scdrugmap.evaluation import BenchmarkResult
+    from scdrugmap.figures.results import Results
 
 #: Cells in a bin whose share of sensitive ones is not worth a line.
 FEW = 10
 
 
 def calibration(
-    result: BenchmarkResult,
+    result: Results,
     *,
     category: str | None = None,
     models: list[str] | None = None,

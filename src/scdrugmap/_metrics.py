@@ -36,7 +36,8 @@ class Metric:
     function
         The metric on those sums. ``counts``: ``(tp, fp, fn, tn)``; ``loss``: ``(y, score)`` to a loss per cell;
         ``bins``: ``(cells, positives, summed scores)`` with the bins last; ``ranking``: ``(positive weight,
-        negative weight)`` with the distinct scores, highest first, last; ``custom``: ``(y, score, pred)``.
+        negative weight, starts)`` with the distinct scores of each fold, highest first, first, and the row at which
+        each fold starts, to numerator and denominator per fold; ``custom``: ``(y, score, pred)``.
     label
         Name in figures.
     higher_is_better
@@ -114,17 +115,24 @@ def _ece(cells: np.ndarray, positives: np.ndarray, scores: np.ndarray) -> np.nda
     return _ratio(np.abs(positives - scores).sum(-1), cells.sum(-1))
 
 
-def _auroc(pos: np.ndarray, neg: np.ndarray) -> np.ndarray:
-    above = np.cumsum(pos, axis=-1) - pos / 2
-    return _ratio((above * neg).sum(-1), pos.sum(-1) * neg.sum(-1))
+def _running(x: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Sum from the first level of each fold on, ``(levels, b)``."""
+    total = np.cumsum(x, axis=0)
+    before = total[starts] - x[starts]
+    return total - np.repeat(before, np.diff(np.r_[starts, len(x)]), axis=0)
 
 
-def _auprc(pos: np.ndarray, neg: np.ndarray) -> np.ndarray:
-    tp = np.cumsum(pos, axis=-1)
-    called = tp + np.cumsum(neg, axis=-1)
+def _auroc(pos: np.ndarray, neg: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    won = np.add.reduceat((_running(pos, starts) - pos / 2) * neg, starts, axis=0)
+    return won, np.add.reduceat(pos, starts, axis=0) * np.add.reduceat(neg, starts, axis=0)
+
+
+def _auprc(pos: np.ndarray, neg: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    tp = _running(pos, starts)
+    called = tp + _running(neg, starts)
     precision = np.divide(tp, called, out=np.zeros(tp.shape), where=called > 0)
-    value = _ratio((precision * pos).sum(-1), tp[..., -1])
-    return np.where(neg.sum(-1) > 0, value, np.nan)
+    both = np.add.reduceat(neg, starts, axis=0) > 0
+    return tuple(np.add.reduceat(v, starts, axis=0) * both for v in (precision * pos, pos))  # type: ignore[return-value]
 
 
 _ONE_CLASS = "only one class in the test cells"
@@ -191,6 +199,37 @@ def _named(name: str) -> Metric:
     if name not in METRICS:
         raise UnknownNameError("metrics", name, METRICS, "a callable (y, score, pred) -> float works too.")
     return METRICS[name]
+
+
+def find_metric(name: str, custom: Mapping[str, Metric] | None = None) -> Metric:
+    """Return the record of a metric by its name in a table.
+
+    Parameters
+    ----------
+    name
+        Name of a metric.
+    custom
+        Records of the metrics that are not built in.
+
+    Raises
+    ------
+    InputError
+        If neither holds it.
+
+    Examples
+    --------
+    >>> find_metric("brier").higher_is_better
+    False
+    """
+    found = (custom or {}).get(name) or METRICS.get(name)
+    if found is None:
+        raise InputError(
+            "metrics",
+            name,
+            "a metric whose function is at hand",
+            "custom metrics are not saved; result.metrics[name] = resolve_metrics({name: function})[0].",
+        )
+    return found
 
 
 def evaluate(
@@ -263,6 +302,9 @@ class Sums:
         ``(n,)`` integer code of the group (sample, study ...) of each cell.
     positive, negative
         ``(n,)`` masks of the cells that count as sensitive and as resistant.
+    fold
+        ``(n,)`` integer code of the fold of each cell. A ranking compares cells of one fold only, for the scores of two
+        heads have no common scale; the folds weigh by their pairs (AUROC) or sensitive cells (AUPRC).
 
     Notes
     -----
@@ -270,15 +312,22 @@ class Sums:
     every cell in both masks, and passes the permuted labels as positive weights and their complement as negative.
     """
 
-    #: Numbers in one temporary array.
-    budget = 4_000_000
+    #: Numbers in one temporary array: few enough to stay in the processor's cache.
+    budget = 200_000
 
     def __init__(
-        self, score: np.ndarray, pred: np.ndarray, group: np.ndarray, positive: np.ndarray, negative: np.ndarray
+        self,
+        score: np.ndarray,
+        pred: np.ndarray,
+        group: np.ndarray,
+        positive: np.ndarray,
+        negative: np.ndarray,
+        fold: np.ndarray | None = None,
     ) -> None:
         self.score, self.pred, self.group = np.asarray(score), np.asarray(pred).astype(bool), np.asarray(group)
         self.classes = {1: np.asarray(positive), 0: np.asarray(negative)}
         self.n_groups = int(self.group.max()) + 1 if len(self.group) else 0
+        self.fold = np.zeros(len(self.group), np.int64) if fold is None else np.asarray(fold)
 
     def values(self, metric: Metric, w_pos: np.ndarray, w_neg: np.ndarray) -> np.ndarray:
         """Return the metric for each row of the ``(b, groups)`` weights."""
@@ -314,26 +363,29 @@ class Sums:
         return function(cells, positives, scores)
 
     @cached_property
-    def _levels(self) -> dict[int, Any]:
-        """Cells per distinct score, highest first, and group; one sparse table per class."""
+    def _levels(self) -> tuple[dict[int, Any], np.ndarray]:
+        """Cells per distinct score of a fold, highest first, and group (one sparse table per class); starts of the folds."""
         from scipy import sparse
 
-        _, place = np.unique(-self.score, return_inverse=True)
-        n_levels = int(place.max()) + 1
-        if self.n_groups == 1:
-            return {c: np.bincount(place[mask], minlength=n_levels)[:, None] for c, mask in self.classes.items()}
-        shape = (n_levels, self.n_groups)
-        return {
+        order = np.lexsort((-self.score, self.fold))
+        fold, score = self.fold[order], self.score[order]
+        new_fold = np.r_[True, fold[1:] != fold[:-1]]
+        level = np.cumsum(new_fold | np.r_[True, score[1:] != score[:-1]]) - 1
+        place = np.empty_like(level)
+        place[order] = level
+        shape = (int(level[-1]) + 1, self.n_groups)
+        tables = {
             label: sparse.csr_matrix((np.ones(int(mask.sum())), (place[mask], self.group[mask])), shape=shape)
             for label, mask in self.classes.items()
         }
+        return tables, level[new_fold]
 
-    def _ranking(self, function: Callable[..., np.ndarray], w_pos: np.ndarray, w_neg: np.ndarray) -> np.ndarray:
-        tables = self._levels
+    def _ranking(self, function: Callable[..., Any], w_pos: np.ndarray, w_neg: np.ndarray) -> np.ndarray:
+        tables, starts = self._levels
         step = max(self.budget // tables[1].shape[0], 1)
         parts = []
-        for start in range(0, len(w_pos), step):
-            rows = slice(start, start + step)
-            pos, neg = (np.ascontiguousarray((tables[c] @ w[rows].T).T) for c, w in ((1, w_pos), (0, w_neg)))
-            parts.append(function(pos, neg))
+        for first in range(0, len(w_pos), step):
+            rows = slice(first, first + step)
+            above, below = function(tables[1] @ w_pos[rows].T, tables[0] @ w_neg[rows].T, starts)  # (folds, b)
+            parts.append(_ratio(above.sum(axis=0), below.sum(axis=0)))
         return np.concatenate(parts)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scdrugmap._errors import InputError, UnknownNameError
-from scdrugmap.pl import _axes
+from scdrugmap.figures import axes as _axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from scdrugmap.evaluation import BenchmarkResult
+    from scdrugmap.figures.results import Results
 
 GRID = np.linspace(0, 1, 201)
 Curve = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -22,7 +22,7 @@ Fold = tuple[np.ndarray, np.ndarray]
 
 
 def roc(
-    result: BenchmarkResult,
+    result: Results,
     *,
     category: str | None = None,
     models: list[str] | None = None,
@@ -69,7 +69,7 @@ def roc(
 
 
 def precision_recall(
-    result: BenchmarkResult,
+    result: Results,
     *,
     category: str | None = None,
     models: list[str] | None = None,
@@ -111,9 +111,7 @@ def precision_recall(
     return _axes.finish(ax, show=show, save=save)
 
 
-def folds_of(
-    result: BenchmarkResult, category: str | None, models: list[str] | None
-) -> Iterator[tuple[str, list[Fold]]]:
+def folds_of(result: Results, category: str | None, models: list[str] | None) -> Iterator[tuple[str, list[Fold]]]:
     """Yield each chosen contender with the labels and scores of its folds.
 
     Raises
@@ -140,14 +138,14 @@ def folds_of(
         yield str(contender.label), [rows[u] for u in mine["unit"][mine["head"] == contender.head] if u in rows]
 
 
-def drawn_note(result: BenchmarkResult, category: str | None) -> str:
+def drawn_note(result: Results, category: str | None) -> str:
     """Return the way the cells were divided, and the category."""
     note = _axes.split_note(result.table[result.table["setting"] != "probe"])
     return note if category is None else f"{category}: {note}"
 
 
 def _bands(
-    result: BenchmarkResult,
+    result: Results,
     category: str | None,
     models: list[str] | None,
     ax: Axes | None,

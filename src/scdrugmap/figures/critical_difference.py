@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scdrugmap._errors import InputError
-from scdrugmap.pl import _axes
+from scdrugmap.figures import axes as _axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from scdrugmap.evaluation import BenchmarkResult
+    from scdrugmap.figures.results import Results
 
 
 def critical_difference(
-    result: BenchmarkResult,
+    result: Results,
     *,
     metric: str = "f1_macro",
     level: str = "cell",

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scdrugmap.pl import _axes
+from scdrugmap.figures import axes as _axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from scdrugmap.evaluation import BenchmarkResult
+    from scdrugmap.figures.results import Results
 
 
 def benchmark(
-    result: BenchmarkResult,
+    result: Results,
     *,
     metric: str = "f1_macro",
     level: str = "cell",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,13 @@ import numpy as np
 import pandas as pd
 
 from scdrugmap._errors import InputError, InputTypeError, UnknownNameError
+from scdrugmap._keys import SAME_SAMPLE
+from scdrugmap._metrics import find_metric
+from scdrugmap.figures.results import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from scdrugmap.evaluation import BenchmarkResult
 
 SENSITIVE, RESISTANT, FLOOR = "#2166ac", "#b2182b", "#333333"
 #: Six colours of Okabe and Ito and two darker ones of Tol, which colour-blind readers can tell apart.
@@ -113,7 +115,7 @@ def title(ax: Axes, text: str) -> None:
     ax.set_title(textwrap.fill(text, max(26, int(15 * inches))), fontsize=9)
 
 
-def styles(result: BenchmarkResult) -> dict[str, Style]:
+def styles(result: Results) -> dict[str, Style]:
     """Give each contender its look, the same in every figure: colours for models, greys for baselines."""
     out: dict[str, Style] = {}
     n_models = n_baselines = 0
@@ -138,9 +140,7 @@ def check_result(result: Any) -> None:
     InputTypeError
         For anything else.
     """
-    from scdrugmap.evaluation import BenchmarkResult as Kind
-
-    if not isinstance(result, Kind):
+    if not isinstance(result, Results):
         fix = "pass what sd.tl.benchmark returned, or BenchmarkResult.from_parquet(folder)."
         raise InputTypeError("result", type(result).__name__, "a BenchmarkResult", fix)
 
@@ -157,7 +157,7 @@ def check_table(table: Any) -> None:
         raise InputTypeError("table", type(table).__name__, "a data frame", "pass the table itself.")
 
 
-def chosen(result: BenchmarkResult, models: str | Iterable[str] | None) -> pd.DataFrame:
+def chosen(result: Results, models: str | Iterable[str] | None) -> pd.DataFrame:
     """Return the contenders to draw; calling all cells sensitive is drawn as the floor instead.
 
     Raises
@@ -177,7 +177,7 @@ def chosen(result: BenchmarkResult, models: str | Iterable[str] | None) -> pd.Da
 
 
 def scores(
-    result: BenchmarkResult, metric: str, level: str, models: str | Iterable[str] | None, **options: Any
+    result: Results, metric: str, level: str, models: str | Iterable[str] | None, **options: Any
 ) -> pd.DataFrame:
     """Return the summary of one metric with columns ``label``, ``place`` and a ``floor`` that is always known.
 
@@ -192,7 +192,10 @@ def scores(
     contenders = chosen(result, models)
     table = result.summary(metrics=metric, level=level, **options)
     if table["floor"].isna().any():
-        known = _floor(result, metric, level)
+        # A contender that failed in a category has no floor of its own there; that of the one with most folds stands in.
+        known = (
+            table.sort_values("n_folds", ascending=False, kind="stable").groupby(CATEGORY, sort=False)["floor"].first()
+        )
         table["floor"] = table["floor"].fillna(pd.Series(known.reindex(_keys(table, CATEGORY)).to_numpy(), table.index))
     table["place"] = _place_names(table)
     # Side by side stands what differs in the split alone.
@@ -202,7 +205,7 @@ def scores(
     return table.merge(contenders, on=CONTENDER, how="inner")
 
 
-def fold_values(result: BenchmarkResult, table: pd.DataFrame, metric: str, level: str) -> pd.DataFrame:
+def fold_values(result: Results, table: pd.DataFrame, metric: str, level: str) -> pd.DataFrame:
     """Return the defined values of single folds with the ``label`` and ``place`` of the summary."""
     folds = result.table[(result.table["metric"] == metric) & (result.table["level"] == level)]
     keys = [*CATEGORY, *CONTENDER]
@@ -221,22 +224,20 @@ def floors(table: pd.DataFrame, places: Sequence[str]) -> np.ndarray:
 
 def split_note(table: pd.DataFrame) -> str:
     """Return how the cells were divided, with the warning that a split by cells needs."""
-    from scdrugmap.evaluation.splits.cells import SAME_SAMPLE
-
     notes = dict.fromkeys(zip(table["setting"], table["split"], strict=True))
     return "; ".join(f"{a}, split by {b}" + (f" ({SAME_SAMPLE})" if b == "cell" else "") for a, b in notes)
 
 
-def metric_label(result: BenchmarkResult, metric: str, level: str = "cell") -> str:
+def metric_label(result: Results, metric: str, level: str = "cell") -> str:
     """Return the metric's name in a figure, with its level and direction where they are not the usual ones."""
-    record = result._metric(metric)
+    record = find_metric(metric, result.metrics)
     extra = [f"{level}s"] * (level != "cell") + ["lower is better"] * (not record.higher_is_better)
     return record.label + (f" ({', '.join(extra)})" if extra else "")
 
 
-def limits(result: BenchmarkResult, metric: str, values: np.ndarray, floor: np.ndarray) -> tuple[float, float]:
+def limits(result: Results, metric: str, values: np.ndarray, floor: np.ndarray) -> tuple[float, float]:
     """Axis limits that hold zero, every value and, unless it dwarfs them, the floor."""
-    record = result._metric(metric)
+    record = find_metric(metric, result.metrics)
     known = values[np.isfinite(values)]
     low, high = float(min(known.min(initial=0), 0)), float(known.max(initial=0))
     near = floor[np.isfinite(floor) & (floor <= 3 * max(high, 0.1))]
@@ -254,7 +255,7 @@ def floor_label(floor: np.ndarray, top: float) -> str:
     return FLOOR_NAME + (f": {known.max():.3g}, off the scale" if known.max() > top else "")
 
 
-def one_setting(result: BenchmarkResult) -> None:
+def one_setting(result: Results) -> None:
     """Raise if the result holds several ways of dividing the cells, which one curve must not mix."""
     check_result(result)
     scores = result.table[result.table["setting"] != "probe"]
@@ -270,20 +271,6 @@ def one_setting(result: BenchmarkResult) -> None:
 
 def _keys(table: pd.DataFrame, columns: list[str]) -> pd.MultiIndex:
     return pd.MultiIndex.from_frame(table[columns])
-
-
-def _floor(result: BenchmarkResult, metric: str, level: str) -> pd.Series:
-    """Score the call of every test cell as sensitive, for results without that baseline."""
-    name = {"model": "all_sensitive", "strategy": "baseline", "head": ""}
-    units = result.units[result.units["setting"] != "probe"].drop_duplicates([*CATEGORY, "fold"]).assign(**name)
-    rows = result.table[(result.table["setting"] != "probe") & (result.table["metric"] == metric)]
-    predictions = result.predictions[result.predictions["unit"].isin(units["unit"])].copy()
-    predictions["score"], predictions["pred"] = 1.0, 1
-    called = replace(
-        result, units=units, predictions=predictions, table=rows.drop_duplicates([*CATEGORY, "level"]).assign(**name)
-    )
-    table = called.summary(metrics=metric, level=level, n_resamples=0)
-    return table.set_index(CATEGORY)["value"]
 
 
 def _place_names(table: pd.DataFrame) -> pd.Series:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 
-class Pieces:
+class WordTokens:
     """Token ids of words, put together to sentences.
 
     Parameters
@@ -25,7 +25,7 @@ class Pieces:
         self.starts = np.cumsum(self.lengths) - self.lengths
         self.ids = np.array([i for e in encoded for i in e], dtype=np.int64)
 
-    def sentences(self, words: np.ndarray, offsets: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+    def concatenate(self, words: np.ndarray, offsets: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of ragged sentences, each cut to ``room``, and the lengths before the cut."""
         lengths = self.lengths[words]
         ends = np.concatenate([[0], np.cumsum(lengths)])
@@ -34,8 +34,8 @@ class Pieces:
         flat = np.arange(kept.sum()) - np.repeat(np.cumsum(kept) - kept, kept)
         return self.ids[np.repeat(self.starts[words], kept) + flat], np.diff(ends[offsets])
 
-    def compare(self, encode: Callable[[list[str]], list[list[int]]], words: np.ndarray) -> None:
+    def check_independence(self, encode: Callable[[list[str]], list[list[int]]], words: np.ndarray) -> None:
         """Note whether the tokenizer cuts a whole sentence as it cuts its words."""
         whole = encode(["".join(self.texts[w] for w in words)])[0] if len(words) else []
-        apart, lengths = self.sentences(words, np.array([0, len(words)]), len(whole) + 1)
+        apart, lengths = self.concatenate(words, np.array([0, len(words)]), len(whole) + 1)
         self.independent = int(lengths[0]) == len(whole) and np.array_equal(whole, apart)

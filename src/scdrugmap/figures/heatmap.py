@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scdrugmap._errors import InputError
-from scdrugmap.pl import _axes
+from scdrugmap._metrics import find_metric
+from scdrugmap.figures import axes as _axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from scdrugmap.evaluation import BenchmarkResult
+    from scdrugmap.figures.results import Results
 
 
 def heatmap(
-    result: BenchmarkResult,
+    result: Results,
     *,
     metric: str = "f1_macro",
     level: str = "cell",
@@ -62,7 +63,7 @@ def heatmap(
     values = np.vstack([wide, floor])
     rows = [*labels, _axes.FLOOR_NAME]
     ax = _axes.new_axes(ax, (3.2 + 0.75 * len(places), 1.5 + 0.3 * len(rows)))
-    higher = result._metric(metric).higher_is_better
+    higher = find_metric(metric, result.metrics).higher_is_better
     low, high = _axes.limits(result, metric, wide.ravel(), floor)
     image = ax.imshow(
         np.ma.masked_invalid(values), cmap="cividis" if higher else "cividis_r", aspect="auto", vmin=low,

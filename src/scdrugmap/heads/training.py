@@ -25,15 +25,20 @@ CPU_BLOCK_BYTES = 4 * 2**30
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What all heads of one call share."""
+    """What all heads of one call share: the parameters of ``MLPHead`` but for the seed."""
 
     hidden: tuple[int, ...]
     epochs: int
     lr: float
     weight_decay: float
     batch_size: int
+    standardize: bool
+    class_weight: Any
+    early_stopping: bool
+    validation_fraction: float
     patience: int
-    precision: str = "float32"
+    device: str | None
+    precision: str
 
 
 @dataclass
@@ -58,6 +63,8 @@ class HeadResult:
     loss_curve: list[float] = field(default_factory=list)
     val_curve: list[float] = field(default_factory=list)
     best_epoch: int = 0
+    mean: np.ndarray | None = None
+    scale: np.ndarray | None = None
 
 
 def layer_shapes(n_features: int, hidden: Sequence[int]) -> list[tuple[int, int]]:
@@ -118,7 +125,7 @@ class _Stack:
         self.arithmetic = torch.bfloat16 if options.precision == "bfloat16" else self.dtype
         self.x = features
         self.batches_from = features.to(self.arithmetic) if tasks[0].mean is None else features
-        self.flat = torch.stack([self._tensor(_initial(self.shapes, t.rng)) for t in tasks])
+        self.flat = torch.stack([self._tensor(_initial(self.shapes, t.rng)) for t in tasks])  # (heads, parameters)
         self.grad = torch.zeros_like(self.flat)
         self.moment1, self.moment2 = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
         self.steps = [torch.zeros((), dtype=torch.float32, device=self.device) for _ in tasks]
@@ -145,15 +152,15 @@ class _Stack:
         size = self.options.batch_size
         counts = [len(t.rows) for t in self.tasks]
         longest = max(counts)
-        rows = np.zeros((len(self.tasks), longest), np.int64)
-        weights = np.zeros((len(self.tasks), longest))
+        rows = np.zeros((len(self.tasks), longest), np.int64)  # (heads, cells), a head with fewer cells is padded
+        weights = np.zeros((len(self.tasks), longest))  # (heads, cells), 0 in the padding
         for h, task in enumerate(self.tasks):
             shuffled = task.rng.permutation(counts[h])
             rows[h, : counts[h]], weights[h, : counts[h]] = task.rows[shuffled], task.weights[shuffled]
         # a batch's loss is its weighted mean, so weights are divided by their sum within the batch
         starts = np.arange(0, longest, size)
-        sums = np.add.reduceat(weights, starts, axis=1)
-        norm = weights / np.repeat(np.where(sums > 0, sums, 1), np.diff([*starts, longest]), axis=1)
+        sums = np.add.reduceat(weights, starts, axis=1)  # (heads, batches)
+        norm = weights / np.repeat(np.where(sums > 0, sums, 1), np.diff([*starts, longest]), axis=1)  # (heads, cells)
         rows_t, norm_t = torch.as_tensor(rows, device=self.device), self._tensor(norm)
         losses = torch.zeros(len(self.tasks), dtype=torch.float64, device=self.device)
         for s, start in enumerate(starts):
@@ -168,24 +175,24 @@ class _Stack:
     def _step(self, rows: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
         """Forward, backward and update of the first ``len(rows)`` heads; returns their losses."""
         k, b = rows.shape
-        x = self._gather(rows)
-        y = self.y[rows]
+        x = self._gather(rows)  # (heads, batch, features)
+        y = self.y[rows]  # (heads, batch)
         flat, grad = self._working_copies(k)
         weights, biases = self._layers(flat)
         grad_w, grad_b = self._layers(grad)
         activations = [x]
         for j, (w, bias) in enumerate(zip(weights, biases, strict=True)):
-            out = self._buffer(("z", j, k, b), (k, b, w.shape[2]))
+            out = self._buffer(("z", j, k, b), (k, b, w.shape[2]))  # (heads, batch, outputs)
             torch.baddbmm(bias.unsqueeze(1), activations[-1], w, out=out)
             activations.append(out.relu_() if j < len(weights) - 1 else out)
-        logit = activations[-1].squeeze(2).to(self.dtype)
-        loss = (torch.nn.functional.softplus(logit).sub_(logit * y)).mul_(norm).sum(1)
-        delta = logit.sigmoid().sub_(y).mul_(norm).unsqueeze(2).to(self.arithmetic)
+        logit = activations[-1].squeeze(2).to(self.dtype)  # (heads, batch)
+        loss = (torch.nn.functional.softplus(logit).sub_(logit * y)).mul_(norm).sum(1)  # (heads,)
+        delta = logit.sigmoid().sub_(y).mul_(norm).unsqueeze(2).to(self.arithmetic)  # (heads, batch, 1)
         for j in range(len(weights) - 1, -1, -1):
-            torch.bmm(activations[j].transpose(1, 2), delta, out=grad_w[j])
-            torch.sum(delta, 1, out=grad_b[j])
+            torch.bmm(activations[j].transpose(1, 2), delta, out=grad_w[j])  # (heads, inputs, outputs)
+            torch.sum(delta, 1, out=grad_b[j])  # (heads, outputs)
             if j:
-                back = self._buffer(("d", j, k, b), activations[j].shape)
+                back = self._buffer(("d", j, k, b), activations[j].shape)  # (heads, batch, inputs)
                 torch.bmm(delta, weights[j].transpose(1, 2), out=back)
                 delta = torch.ops.aten.threshold_backward.grad_input(back, activations[j], 0, grad_input=back)
         if grad.dtype != self.dtype:
@@ -223,7 +230,7 @@ class _Stack:
         """Features of a batch of every head, standardised with the numbers of that head."""
         k, b = rows.shape
         source = self.batches_from
-        out = self._buffer(("x", k, b), (k * b, source.shape[1]), source.dtype)
+        out = self._buffer(("x", k, b), (k * b, source.shape[1]), source.dtype)  # (heads * batch, features)
         torch.index_select(source, 0, rows.reshape(-1), out=out)
         batch = out.view(k, b, -1)
         if self.mean is not None and self.scale is not None:
