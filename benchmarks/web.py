@@ -8,6 +8,7 @@ the first paint of a large result in a real browser, with the renderer's name.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -38,7 +39,9 @@ class Load:
         self.errors: list[str] = []
         self.lock = threading.Lock()
 
-    def ask(self, http: requests.Session, kind: str, method: str, path: str, **options: Any) -> requests.Response | None:
+    def ask(
+        self, http: requests.Session, kind: str, method: str, path: str, **options: Any
+    ) -> requests.Response | None:
         start = time.perf_counter()
         try:
             answer = http.request(method, self.url + path, timeout=60, **options)
@@ -68,7 +71,9 @@ class Load:
             time.sleep(chance.uniform(0.5, 2.0))
 
     def send(self, http: requests.Session) -> None:
-        made = self.ask(http, "announce", "POST", "/api/v1/uploads", json={"filename": "x.csv", "size": len(self.upload)})
+        made = self.ask(
+            http, "announce", "POST", "/api/v1/uploads", json={"filename": "x.csv", "size": len(self.upload)}
+        )
         if made is None or made.status_code != 201:
             return
         place = f"/api/v1/uploads/{made.json()['id']}"
@@ -170,7 +175,11 @@ def faults(folder: Path, kills: int) -> dict[str, Any]:
     client = Client(url)
     adata = sd.datasets.simulate(n_cells=400, n_genes=300, n_studies=2, rng=5)
     upload = client.upload(adata)["id"]
-    request = {"query": upload, "reference": upload, "options": {"model": "pca", "head": "logistic", "groups": "sample"}}
+    request = {
+        "query": upload,
+        "reference": upload,
+        "options": {"model": "pca", "head": "logistic", "groups": "sample"},
+    }
     jobs = [client.submit("train_predict", **request) for _ in range(4)]
     chance, killed = random.Random(0), []
     for _ in range(kills):
@@ -184,10 +193,8 @@ def faults(folder: Path, kills: int) -> dict[str, Any]:
         end = time.monotonic() + 900
         state = "?"
         while time.monotonic() < end and state not in ("done", "failed"):
-            try:
+            with contextlib.suppress(OSError, ValueError):
                 state = client.status(job)["state"]
-            except (OSError, ValueError):
-                pass
             time.sleep(0.5)
         states.append(state)
         tables.append(client.file(job, "predictions.csv") if state == "done" else b"")
@@ -228,7 +235,10 @@ def main() -> None:
             out["errors"] = len(load.errors)
             out["first errors"] = load.errors[:5]
             for kind, times in sorted(load.times.items()):
-                out[kind] = {"n": len(times), **{f"p{q} ms": round(1000 * float(np.percentile(times, q))) for q in (50, 95)}}
+                out[kind] = {
+                    "n": len(times),
+                    **{f"p{q} ms": round(1000 * float(np.percentile(times, q))) for q in (50, 95)},
+                }
         process.send_signal(signal.SIGINT)
         begin = time.monotonic()
         process.wait(20)

@@ -32,7 +32,9 @@ def make(app: Any) -> None:
     except Exception as error:  # noqa: BLE001 - without a browser the page is built all the same, and says so
         print(f"no screenshots of the server: {error}", file=sys.stderr)
         shown = []
-    lines = [f"```{{figure}} generated/server/{name}.png\n:alt: {PAGES[name]}\n\n{PAGES[name]}.\n```\n" for name in shown]
+    lines = [
+        f"```{{figure}} generated/server/{name}.png\n:alt: {PAGES[name]}\n\n{PAGES[name]}.\n```\n" for name in shown
+    ]
     (out / "_server_screenshots.md").write_text("\n".join(lines) or "These docs were built without a browser.\n")
 
 
@@ -45,7 +47,16 @@ def shoot(folder: Path) -> list[str]:
         raise RuntimeError("there is no Chromium")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as data, sync_playwright() as p:
-        command = [sys.executable, "-c", "from scdrugmap.cli import main; main()", "serve", "--port", "0", "--data-dir", data]
+        command = [
+            sys.executable,
+            "-c",
+            "from scdrugmap.cli import main; main()",
+            "serve",
+            "--port",
+            "0",
+            "--data-dir",
+            data,
+        ]
         server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             assert server.stdout is not None

@@ -50,7 +50,9 @@ def studies() -> tuple[Any, Any]:
     first = (adata.obs["study"] == adata.obs["study"].unique()[0]).to_numpy()
     reference, query = adata[first].copy(), adata[~first].copy()
     del query.obs["response"]
-    query.obs["note"] = ["<script>document.title='owned'</script>", "=1+1"] * (query.n_obs // 2) + ["x"] * (query.n_obs % 2)
+    query.obs["note"] = ["<script>document.title='owned'</script>", "=1+1"] * (query.n_obs // 2) + ["x"] * (
+        query.n_obs % 2
+    )
     names = query.obs_names.to_numpy().astype(object)
     names[0] = "=cmd|' /C calc'!A0"
     query.obs_names = names

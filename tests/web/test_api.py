@@ -147,7 +147,8 @@ def test_errors_have_one_form(http: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"checkpoint": "/etc/passwd"}, {"device": "cuda"}, {"store": "/tmp/x"}, {"output": "x"}, {"nonsense": 1}]
+    "options",
+    [{"checkpoint": "/etc/passwd"}, {"device": "cuda"}, {"store": "/tmp/x"}, {"output": "x"}, {"nonsense": 1}],
 )
 def test_a_visitor_names_no_place_of_the_server(http: Any, options: dict[str, Any]) -> None:
     from scdrugmap.web.kinds import find
@@ -259,7 +260,9 @@ def test_spreadsheets_compute_nothing(tmp_path: Any) -> None:
 
     from scdrugmap.web.results import guarded_csv
 
-    frame = pd.DataFrame({"=x": ["=1+1", "+1", "-1", "@a", "ok", None], "n": [-1.5, 2, -3, 4, 5, 0.1]}, index=list("abcdef"))
+    frame = pd.DataFrame(
+        {"=x": ["=1+1", "+1", "-1", "@a", "ok", None], "n": [-1.5, 2, -3, 4, 5, 0.1]}, index=list("abcdef")
+    )
     guarded_csv(frame, tmp_path / "t.csv", index_label="cell")
     back = pd.read_csv(tmp_path / "t.csv")
     assert back["'=x"].tolist()[:5] == ["'=1+1", "'+1", "'-1", "'@a", "ok"]

@@ -33,8 +33,12 @@ def page(browser: Any, running: Any) -> Iterator[Any]:
     opened.set_default_timeout(60_000)
     opened.wrong = []
     opened.on("pageerror", lambda e: opened.wrong.append(str(e)))
-    opened.on("console", lambda m: opened.wrong.append(m.text) if m.type == "error" and "Content Security" in m.text else None)
-    opened.on("request", lambda r: None if r.url.startswith((running.url, "data:", "blob:")) else opened.wrong.append(r.url))
+    opened.on(
+        "console", lambda m: opened.wrong.append(m.text) if m.type == "error" and "Content Security" in m.text else None
+    )
+    opened.on(
+        "request", lambda r: None if r.url.startswith((running.url, "data:", "blob:")) else opened.wrong.append(r.url)
+    )
     yield opened
     context.close()
     assert opened.wrong == [], "an error of a script, a breach of the policy, or a request to elsewhere"
@@ -160,7 +164,9 @@ def test_a_broken_upload_goes_on(page: Any, running: Any, tmp_path: Path) -> Non
     page.set_input_files("#file", path)
     page.get_by_role("button", name="Upload and check").click()
     page.wait_for_url("**/uploads/*")
-    assert broken["left"] == 0 and offsets == sorted(set(offsets)) and len(offsets) == -(-path.stat().st_size // (4 << 20))
+    assert (
+        broken["left"] == 0 and offsets == sorted(set(offsets)) and len(offsets) == -(-path.stat().st_size // (4 << 20))
+    )
 
 
 def test_cancel_by_the_page(page: Any, running: Any, files: Any) -> None:

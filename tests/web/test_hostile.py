@@ -45,7 +45,12 @@ def good(path: Path, n_cells: int = 4, n_genes: int = 3) -> None:
         for name, n in (("obs", n_cells), ("var", n_genes)):
             table = f.create_group(name)
             table.attrs.update(
-                {"_index": "_index", "column-order": np.array([], "S1"), "encoding-type": "dataframe", "encoding-version": "0.2.0"}
+                {
+                    "_index": "_index",
+                    "column-order": np.array([], "S1"),
+                    "encoding-type": "dataframe",
+                    "encoding-version": "0.2.0",
+                }
             )
             table.create_dataset("_index", data=np.array([f"{name}{i}" for i in range(n)], dtype=object),
                                  dtype=h5py.string_dtype())  # fmt: skip
@@ -258,7 +263,10 @@ def zip_bomb(path: Path) -> str:
 
 @hostile("cells.zip")
 def zip_of_a_gzip_bomb(path: Path) -> str:
-    zipped(path, {"matrix.mtx.gz": gzip.compress(b"0" * (48 << 20), 9), **{k: v for k, v in TRIPLET.items() if "mtx" not in k}})
+    zipped(
+        path,
+        {"matrix.mtx.gz": gzip.compress(b"0" * (48 << 20), 9), **{k: v for k, v in TRIPLET.items() if "mtx" not in k}},
+    )
     return "bomb"
 
 
@@ -270,7 +278,13 @@ def zip_of_many(path: Path) -> str:
 
 @hostile("cells.zip")
 def mtx_shape_bomb(path: Path) -> str:
-    zipped(path, {**TRIPLET, "matrix.mtx": b"%%MatrixMarket matrix coordinate integer general\n1000000000 1000000000 1\n1 1 1\n"})
+    zipped(
+        path,
+        {
+            **TRIPLET,
+            "matrix.mtx": b"%%MatrixMarket matrix coordinate integer general\n1000000000 1000000000 1\n1 1 1\n",
+        },
+    )
     return "above the limit"
 
 

@@ -99,9 +99,11 @@ class Made(BaseModel):
     id: str
 
 
-_ERRORS: dict[int | str, dict[str, Any]] = {n: {"model": Error} for n in (400, 401, 403, 404, 409, 413, 422, 429, 503, 507)}
-_ANSWER = {"responses": _ERRORS}
-_LEAN = {"response_model_exclude_none": True, **_ANSWER}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    n: {"model": Error} for n in (400, 401, 403, 404, 409, 413, 422, 429, 503, 507)
+}
+_ANSWER: dict[str, Any] = {"responses": _ERRORS}
+_LEAN: dict[str, Any] = {"response_model_exclude_none": True, **_ANSWER}
 
 
 def the_server(request: Request) -> Server:
@@ -129,7 +131,11 @@ def health(server: Ours) -> JSONResponse:
         database = "away"
     free = shutil.disk_usage(server.settings.data_dir).free
     good = database == "ok" and free > 100 * 2**20
-    body = {"status": "ok" if good else "troubled", "database": database, "disk": "ok" if free > 100 * 2**20 else "full"}
+    body = {
+        "status": "ok" if good else "troubled",
+        "database": database,
+        "disk": "ok" if free > 100 * 2**20 else "full",
+    }
     return JSONResponse(body, 200 if good else 503)
 
 
@@ -282,7 +288,9 @@ def delete_job(server: Ours, job_id: str) -> None:
     jobs.delete(server, job_id)
 
 
-@router.get(f"{_PREFIX}/jobs/{{job_id}}/files/{{name}}", response_class=FileResponse, tags=["results"], responses=_ERRORS)
+@router.get(
+    f"{_PREFIX}/jobs/{{job_id}}/files/{{name}}", response_class=FileResponse, tags=["results"], responses=_ERRORS
+)
 def job_file(server: Ours, job_id: str, name: str) -> FileResponse:
     """Take one file home."""
     path = jobs.file(server, job_id, name)

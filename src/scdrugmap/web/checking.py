@@ -43,7 +43,10 @@ def check_upload(
             cells = _read(place, str(looked["format"]))
             _tidy(cells)
             if cells.n_obs > settings.max_cells:
-                return ("refused", f"{cells.n_obs:,} cells are above the limit of {settings.max_cells:,}. Fix: send fewer.")
+                return (
+                    "refused",
+                    f"{cells.n_obs:,} cells are above the limit of {settings.max_cells:,}. Fix: send fewer.",
+                )
             stored = "cells.h5mu" if hasattr(cells, "mod") else "cells.h5ad"
             found = describe(cells)
             from scdrugmap.cli._io import write_cells

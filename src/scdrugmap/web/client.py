@@ -42,7 +42,9 @@ class Client:
         if key is not None:
             self.http.headers["Authorization"] = f"Bearer {key}"
 
-    def upload(self, cells: AnnData | str | PathLike[str], *, chunk: int = 8 << 20, wait: float = 600) -> dict[str, Any]:
+    def upload(
+        self, cells: AnnData | str | PathLike[str], *, chunk: int = 8 << 20, wait: float = 600
+    ) -> dict[str, Any]:
         """Send cells and wait for the check.
 
         Parameters

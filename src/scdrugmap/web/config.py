@@ -76,9 +76,7 @@ class ServerSettings(BaseSettings):
         import json
 
         values = self.model_dump(mode="json", exclude_none=True)
-        own = {
-            PREFIX + k.upper(): json.dumps(v) if isinstance(v, (list, bool)) else str(v) for k, v in values.items()
-        }
+        own = {PREFIX + k.upper(): json.dumps(v) if isinstance(v, (list, bool)) else str(v) for k, v in values.items()}
         return {**{k: v for k, v in os.environ.items() if not k.startswith(PREFIX)}, **own}
 
     @classmethod

@@ -47,8 +47,13 @@ def listed(server: Server) -> list[dict[str, Any]]:
 
 def _requests() -> list[dict[str, Any]]:
     train = {"model": "pca", "head": "logistic", "groups": "sample", "ood": True, "calibrate": "sigmoid"}
-    evaluate = {"models": ["pca"], "head": "logistic", "n_folds": 3, "split": "sample",
-                "baselines": ["all_sensitive", "majority", "hvg"]}
+    evaluate = {
+        "models": ["pca"],
+        "head": "logistic",
+        "n_folds": 3,
+        "split": "sample",
+        "baselines": ["all_sensitive", "majority", "hvg"],
+    }
     return [
         {"kind": "train_predict", "query": "demo:tumour", "reference": "demo:reference",
          "options": {**train, "conformal": 0.9}},
@@ -85,4 +90,3 @@ def cells_of(name: str) -> Any:
     foreign.X = foreign.X[:, np.random.default_rng(3).permutation(foreign.n_vars)]
     del foreign.obs["response"]
     return foreign
-

@@ -8,7 +8,20 @@ from typing import Any
 from scdrugmap.web.kinds import COLUMNS, Kind
 
 #: What most people never change stands behind "more".
-_FIRST = ("model", "models", "label_key", "groups", "sample_key", "study_key", "head", "setting", "split", "conformal", "ood", "calibrate")
+_FIRST = (
+    "model",
+    "models",
+    "label_key",
+    "groups",
+    "sample_key",
+    "study_key",
+    "head",
+    "setting",
+    "split",
+    "conformal",
+    "ood",
+    "calibrate",
+)
 _BASELINES = ("all_sensitive", "majority", "random", "depth", "hvg", "pca", "scvi", "sample_probe")
 _MENUS: dict[str, tuple[str, ...]] = {
     "head": ("mlp", "logistic"), "split": ("auto", "sample", "study", "patient", "cell"),
@@ -28,13 +41,17 @@ def fields(kind: Kind, check: Mapping[str, Any]) -> list[dict[str, Any]]:
         What the check of the upload found: its columns become menus.
     """
     schema = kind.schema()
-    made = [_field(name, one, check, schema["$defs"]) for name, one in schema["properties"].items()]
+    # Columns of the labelled file, not of this one, are meant where there is a reference.
+    own = {} if "reference" in kind.roles else check
+    made = [_field(name, one, own, schema["$defs"]) for name, one in schema["properties"].items()]
     out = [f for f in made if f is not None]
     order = {name: i for i, name in enumerate(_FIRST)}
     return sorted(out, key=lambda f: order.get(f["name"], len(order)))
 
 
-def _field(name: str, schema: Mapping[str, Any], check: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any] | None:
+def _field(
+    name: str, schema: Mapping[str, Any], check: Mapping[str, Any], definitions: Mapping[str, Any]
+) -> dict[str, Any] | None:
     plain = _plain(schema, definitions)
     out: dict[str, Any] = {
         "name": name, "title": schema.get("title", name).replace("_", " ").capitalize(),
@@ -45,7 +62,11 @@ def _field(name: str, schema: Mapping[str, Any], check: Mapping[str, Any], defin
     columns = [c["name"] for c in check.get("columns", ())]
     if name in ("model", "models"):
         return out | {"kind": "models" if name == "models" else "menu", "choices": _models(), "required": True}
-    if name in COLUMNS:
+    if name == "mod" and not check.get("mod"):
+        return None
+    if name == "layer":
+        return out | {"kind": "menu", "choices": check.get("layers", ()), "required": False}
+    if name in COLUMNS and check:
         guess = next((c["name"] for c in check["columns"] if c["looks_like"] == _GUESS.get(name)), None)
         default = out["default"] if out["default"] in columns else guess
         return out | {"kind": "menu", "choices": columns, "default": default, "required": False, "many": name == "by"}
@@ -58,8 +79,13 @@ def _field(name: str, schema: Mapping[str, Any], check: Mapping[str, Any], defin
     if "enum" in plain:
         needed = out["default"] is not None
         return out | {"kind": "menu", "choices": plain["enum"], "required": needed}
+    if plain.get("type") == "boolean" and out["default"] is None:
+        return out | {"kind": "menu", "choices": ("true", "false"), "required": False}
     kinds = {"boolean": "check", "integer": "number", "number": "number"}
-    return out | {"kind": kinds.get(plain.get("type", "string"), "text"), "step": 1 if plain.get("type") == "integer" else "any"}
+    return out | {
+        "kind": kinds.get(plain.get("type", "string"), "text"),
+        "step": 1 if plain.get("type") == "integer" else "any",
+    }
 
 
 def _plain(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping[str, Any]:

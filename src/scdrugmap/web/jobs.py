@@ -49,9 +49,7 @@ def create(server: Server, owner: str, asked: dict[str, Any], *, limited: bool =
         refuse_if_too_large(upload.check or {}, options)
     with session(server.engine) as db:
         if limited:
-            active = db.scalar(
-                select(func.count()).select_from(Job).where(Job.owner == owner, Job.state.in_(WAITING))
-            )
+            active = db.scalar(select(func.count()).select_from(Job).where(Job.owner == owner, Job.state.in_(WAITING)))
             if (active or 0) >= server.settings.max_active_jobs:
                 raise Problem(
                     429, "too_many_jobs", "You have as many jobs waiting as one address may have.",

@@ -73,6 +73,4 @@ def _peewee(url: str) -> Any:
     if parts.drivername.startswith("sqlite"):
         return SqliteDatabase(parts.database, pragmas={"journal_mode": "wal", "synchronous": "full"}, timeout=30)
     given = {"user": parts.username, "password": parts.password, "host": parts.host, "port": parts.port, **parts.query}
-    return PostgresqlDatabase(
-        parts.database, prefer_psycopg3=True, **{k: v for k, v in given.items() if v is not None}
-    )
+    return PostgresqlDatabase(parts.database, prefer_psycopg3=True, **{k: v for k, v in given.items() if v is not None})

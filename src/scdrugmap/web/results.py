@@ -18,7 +18,6 @@ from scdrugmap._keys import KEYS, RESISTANT
 from scdrugmap.web.shelf import clean, records
 
 
-
 def write_prediction(
     work: Path,
     cells: Any,
@@ -222,7 +221,7 @@ def _record(folder: Path | None) -> dict[str, str]:
     names = ("scdrugmap", "torch", "scanpy", "anndata", "numpy", "scikit-learn")
     record = {name: version(name) for name in names} | {"python": platform.python_version()}
     if folder is not None:
-        for file in sorted(folder.glob("*.safetensors")) + [folder / "predictor.json"]:
+        for file in [*sorted(folder.glob("*.safetensors")), folder / "predictor.json"]:
             with file.open("rb") as stream:
                 record[f"sha256 of {file.name}"] = hashlib.file_digest(stream, "sha256").hexdigest()
     return record

@@ -40,7 +40,7 @@ def run_job(settings: ServerSettings, job_id: str, request: dict[str, Any], tell
         return ("failed", words_of(error) if not isinstance(error, Problem) else f"{error.message} Fix: {error.fix}")
     except BrokenPipeError:
         raise
-    except Exception as error:  # noqa: BLE001 - the visitor gets a sentence, the owner the traceback
+    except Exception as error:
         number = uuid.uuid4().hex[:8]
         log.exception("error %s", number)
         return ("failed", f"{words_of(error)} (error {number})")

@@ -37,7 +37,7 @@ def look_at(path, unpacked, limits):
         return look_at_hdf5(path, limits)
     if start[:4] == b"PK\x03\x04":
         return look_at_zip(path, unpacked, limits)
-    if start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05" or start[:6] == b"\x93NUMPY":
+    if (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05") or start[:6] == b"\x93NUMPY":
         raise Refused("this is a pickle or NumPy file, which can run code when it is opened", f"send {FORMATS}.")
     if start[257:262] == b"ustar":
         return look_at_tar(path, unpacked, limits)

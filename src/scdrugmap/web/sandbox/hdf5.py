@@ -95,7 +95,9 @@ class _Walk:
         stored = dataset.id.get_storage_size()
         bomb = declared > 32 * _MB and declared > RATIO * max(stored, 1)
         if bomb or self.declared > self.limits["expanded"] or declared > RATIO * max(self.size, 32 * _MB):
-            raise Refused("the file expands to far more than it is (a shape or decompression bomb)", "send plain counts.")
+            raise Refused(
+                "the file expands to far more than it is (a shape or decompression bomb)", "send plain counts."
+            )
         if plist.get_layout() == h5py.h5d.CHUNKED:
             if itemsize * np.prod(plist.get_chunk(), dtype=float) > 256 * _MB:
                 raise Refused("a chunk is larger than 256 MB", "write the file again with the usual chunks.")

@@ -45,7 +45,11 @@ def main():
     except Refused as refused:
         answer = {"ok": False, "message": str(refused), "fix": refused.fix}
     except MemoryError:
-        answer = {"ok": False, "message": "reading the file takes more memory than is allowed", "fix": "send fewer cells."}
+        answer = {
+            "ok": False,
+            "message": "reading the file takes more memory than is allowed",
+            "fix": "send fewer cells.",
+        }
     except Exception as error:  # noqa: BLE001 - whatever a hostile file provokes is a refusal
         answer = {
             "ok": False,
