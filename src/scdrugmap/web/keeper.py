@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
-from scdrugmap.web import demo, jobs, uploads
+from scdrugmap.web import demo, jobs, shelf, uploads
 from scdrugmap.web.database import WAITING, Job, Upload, session
 from scdrugmap.web.problems import Problem
 from scdrugmap.web.state import Server
@@ -32,6 +32,9 @@ def prepare(server: Server) -> None:
 async def keep(app: Any, server: Server) -> None:
     """Run beside the requests."""
     await asyncio.to_thread(_looks_again, app, server, asyncio.get_running_loop())
+    # Read once, so that the first visitor does not wait for it.
+    for table in (shelf.datasets, shelf.models, shelf.published):
+        await asyncio.to_thread(table)
     pause = min(60.0, max(0.5, server.settings.retention / 10))
     while True:
         try:

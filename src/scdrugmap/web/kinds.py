@@ -154,7 +154,7 @@ def _found_in_tools() -> list[Kind]:
     out = []
     for name, found in spec.TOOLS.items():
         room, _, function = found.tool.partition(".")
-        if name not in own and hasattr(getattr(sd, room, None), function):
+        if name not in own and function in dir(getattr(sd, room, None)):
             text = (found.__doc__ or name).strip().splitlines()[0]
             needs = any(f.is_required() and _is_path(f) for n, f in found.model_fields.items() if n not in _FILES)
             if not needs:

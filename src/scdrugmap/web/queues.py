@@ -72,5 +72,11 @@ def _peewee(url: str) -> Any:
     parts = make_url(url)
     if parts.drivername.startswith("sqlite"):
         return SqliteDatabase(parts.database, pragmas={"journal_mode": "wal", "synchronous": "full"}, timeout=30)
-    given = {"user": parts.username, "password": parts.password, "host": parts.host, "port": parts.port, **parts.query}
+    given: dict[str, Any] = {
+        "user": parts.username,
+        "password": parts.password,
+        "host": parts.host,
+        "port": parts.port,
+        **parts.query,
+    }
     return PostgresqlDatabase(parts.database, prefer_psycopg3=True, **{k: v for k, v in given.items() if v is not None})

@@ -107,8 +107,9 @@ class _Run:
         from scdrugmap.spec import PredictSpec
 
         then = PredictSpec(
-            input="cells.h5ad", output="predictions.csv", predictor="predictor", seed=spec.seed, mod=spec.mod
-        )
+            input=Path("cells.h5ad"), output=Path("predictions.csv"), predictor=Path("predictor"), seed=spec.seed,
+            mod=spec.mod,
+        )  # fmt: skip
         runs = {"train.yaml": spec.to_yaml(), "run.yaml": then.to_yaml()}
         self._predict_with(self.work / "predictor", self._cells("query"), then, given, runs)
 
@@ -164,7 +165,7 @@ def report_progress(tell: Tell) -> None:
     """Let every progress bar of the library speak to the job page instead of a terminal."""
     import tqdm.auto
 
-    class Reporter(tqdm.auto.tqdm):  # type: ignore[misc, name-defined]
+    class Reporter(tqdm.auto.tqdm):
         """A bar that tells and does not draw."""
 
         def __init__(self, *args: Any, **options: Any) -> None:

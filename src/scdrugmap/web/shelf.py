@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ def check_study(key: str) -> None:
         raise problem_of(error) from None
 
 
+@cache
 def datasets() -> list[dict[str, Any]]:
     """The catalogue of curated studies."""
     import scdrugmap as sd
@@ -69,6 +71,7 @@ def datasets() -> list[dict[str, Any]]:
     return records(sd.datasets.catalogue().reset_index())
 
 
+@cache
 def models() -> list[dict[str, Any]]:
     """The models with what their cards say."""
     import scdrugmap as sd
@@ -76,6 +79,7 @@ def models() -> list[dict[str, Any]]:
     return records(sd.models.list().reset_index())
 
 
+@cache
 def published() -> list[dict[str, Any]]:
     """Categories of the published benchmark with the F1 of calling every cell sensitive."""
     import scdrugmap as sd

@@ -139,14 +139,14 @@ class Worker:
 
         now = time.time()
         with session(self.server.engine) as db:
-            claimed = db.execute(
+            claimed: Any = db.execute(
                 update(Job).where(Job.id == job_id, Job.state == "queued").values(
                     state="running", stage="starting", percent=1.0, worker=self.name, heartbeat=now, started=now,
                     cancel=False, attempt=Job.attempt + 1, reason=None,
                 )
-            ).rowcount  # fmt: skip
+            )  # fmt: skip
             job = db.get(Job, job_id)
-        if not claimed or job is None:
+        if not claimed.rowcount or job is None:
             return
         if job.attempt > ATTEMPTS:
             self._end(job_id, "failed", "The job was interrupted too often. Fix: send fewer cells.")
@@ -196,11 +196,11 @@ class Worker:
         """Say that the job lives; return whether it is to stop."""
         try:
             with session(self.server.engine) as db:
-                alive = db.execute(
+                alive: Any = db.execute(
                     update(Job).where(Job.id == job_id, Job.state == "running", Job.worker == self.name)
                     .values(heartbeat=time.time(), **news)
-                ).rowcount  # fmt: skip
-                return not alive or bool(db.scalar(select(Job.cancel).where(Job.id == job_id)))
+                )  # fmt: skip
+                return not alive.rowcount or bool(db.scalar(select(Job.cancel).where(Job.id == job_id)))
         except SQLAlchemyError:
             log.exception("the database is away")
             return False

@@ -7,6 +7,9 @@ import tarfile
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any, NoReturn
+
+Limits = dict[str, Any]
 
 FORMATS = "h5ad, h5mu, 10x h5, a zip or tar of a 10x triplet, csv or tsv"
 _BLOCK = 1 << 20
@@ -20,12 +23,12 @@ _NAMES = {"cells.tsv": "barcodes.tsv", "genes.tsv": "features.tsv"}
 class Refused(Exception):
     """The file is not taken; says why and what to do."""
 
-    def __init__(self, message, fix="write the file again with a current anndata or scanpy."):
+    def __init__(self, message: str, fix: str = "write the file again with a current anndata or scanpy.") -> None:
         super().__init__(message)
         self.fix = fix
 
 
-def look_at(path, unpacked, limits):
+def look_at(path: Path, unpacked: Path, limits: Limits) -> dict[str, Any]:
     """Return the format and size of a file, or raise :class:`Refused`."""
     with path.open("rb") as file:
         start = file.read(512)
@@ -46,7 +49,7 @@ def look_at(path, unpacked, limits):
     return look_at_text(path, limits, packed=False)
 
 
-def look_at_gzip(path, unpacked, limits):
+def look_at_gzip(path: Path, unpacked: Path, limits: Limits) -> dict[str, Any]:
     """A compressed tar or a compressed text."""
     with gzip.open(path) as file:
         try:
@@ -62,12 +65,12 @@ def look_at_gzip(path, unpacked, limits):
     return look_at_text(path, limits, packed=True)
 
 
-def look_at_text(path, limits, packed):
+def look_at_text(path: Path, limits: Limits, packed: bool) -> dict[str, Any]:
     """A table: UTF-8, no NUL, a bounded number of columns, rows and bytes."""
     size = path.stat().st_size
     total = rows = columns = 0
     rest = b""
-    first = None
+    first: bytes | None = None
     with gzip.open(path) if packed else path.open("rb") as file:
         while block := _read(file):
             total += len(block)
@@ -82,9 +85,8 @@ def look_at_text(path, limits, packed):
             if len(rest) > 64 * _BLOCK:
                 raise Refused("a line is longer than 64 MB", "send cells as rows and genes as columns.")
     rows += bool(rest.strip())
-    first = (first if first is not None else rest).decode("utf-8", "strict") if first or rest else ""
-    separator = max("\t,;", key=first.count)
-    columns = first.count(separator) + 1
+    head = (first if first is not None else rest).decode("utf-8", "strict")
+    columns = max(head.count(separator) for separator in "\t,;") + 1
     if columns < 2 or rows < 2:
         raise Refused(
             f"a table of {rows} rows and {columns} columns holds no counts",
@@ -95,7 +97,7 @@ def look_at_text(path, limits, packed):
     return {"format": "text.gz" if packed else "text", "rows": rows, "columns": columns}
 
 
-def look_at_zip(path, unpacked, limits):
+def look_at_zip(path: Path, unpacked: Path, limits: Limits) -> dict[str, Any]:
     """A triplet in a zip."""
     try:
         archive = zipfile.ZipFile(path)
@@ -123,7 +125,7 @@ def look_at_zip(path, unpacked, limits):
     return packer.finish()
 
 
-def look_at_tar(path, unpacked, limits):
+def look_at_tar(path: Path, unpacked: Path, limits: Limits) -> dict[str, Any]:
     """A triplet in a tar, plain or compressed."""
     packer = _Unpacker(unpacked, path.stat().st_size, limits)
     try:
@@ -144,12 +146,12 @@ def look_at_tar(path, unpacked, limits):
 class _Unpacker:
     """Writes the three files of a triplet under names of our own, counting every byte."""
 
-    def __init__(self, folder, packed, limits):
+    def __init__(self, folder: Path, packed: int, limits: Limits) -> None:
         self.folder, self.packed, self.limits = folder, packed, limits
         self.total = 0
-        self.found = {}
+        self.found: dict[str, str] = {}
 
-    def take(self, name, stream, declared):
+    def take(self, name: str, stream: Any, declared: int) -> None:
         match = _TRIPLET.search(name.lower())
         base = Path(name).name
         if match is None:
@@ -171,7 +173,7 @@ class _Unpacker:
                 _bounded(self.total, self.packed, self.limits)
                 out.write(block)
 
-    def finish(self):
+    def finish(self) -> dict[str, Any]:
         missing = {"matrix.mtx", "barcodes.tsv", "features.tsv"} - set(self.found)
         if missing:
             raise Refused(f"the archive lacks {', '.join(sorted(missing))}", "pack the three files of a 10x matrix.")
@@ -197,7 +199,7 @@ class _Unpacker:
         return {"format": "mtx", "cells": cells, "genes": genes}
 
 
-def _header(file):
+def _header(file: Any) -> tuple[int, int]:
     """Numbers of genes and cells of a Matrix Market file."""
     line = file.readline(1000)
     if not line.startswith(b"%%MatrixMarket matrix coordinate"):
@@ -211,28 +213,28 @@ def _header(file):
     return genes, cells
 
 
-def _read(file):
+def _read(file: Any) -> bytes:
     try:
         return file.read(_BLOCK)
     except (OSError, EOFError, zlib.error):
         raise Refused("the compressed file is damaged", "compress it again.") from None
 
 
-def _bounded(total, packed, limits):
+def _bounded(total: int, packed: int | None, limits: Limits) -> None:
     if total > limits["expanded"] or (packed is not None and total > 32 * _BLOCK and total > RATIO * max(packed, 1)):
         _bomb()
 
 
-def _bomb():
+def _bomb() -> NoReturn:
     raise Refused("the file expands to far more than it is (a decompression bomb)", "send plain counts.")
 
 
-def _count(n):
+def _count(n: int) -> None:
     if n > _MEMBERS:
         raise Refused(f"the archive holds more than {_MEMBERS} files", "pack the three files of one triplet.")
 
 
-def _safe(name):
+def _safe(name: str) -> None:
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0] or "\x00" in name:
         raise Refused("the archive holds a name that leaves its folder", "pack plain files without folders.")

@@ -1,8 +1,11 @@
 """The walk through an HDF5 file: one link at a time, nothing that leads out of it, nothing that grows."""
 
+from pathlib import Path
+from typing import Any
+
 import h5py
 import numpy as np
-from formats import RATIO, Refused
+from formats import RATIO, Limits, Refused
 
 _MB = 1 << 20
 _OBJECTS = 20_000
@@ -13,7 +16,7 @@ _FILTERS = {1, 2, 3, 4, 5, 6, 32000}
 _BLOCK = 1 << 22
 
 
-def look_at_hdf5(path, limits):
+def look_at_hdf5(path: Path, limits: Limits) -> dict[str, Any]:
     """Walk everything, then check that it is AnnData, MuData or 10x."""
     try:
         file = h5py.File(path, "r", locking=False)
@@ -28,12 +31,12 @@ def look_at_hdf5(path, limits):
 class _Walk:
     """Every object once."""
 
-    def __init__(self, size, limits):
+    def __init__(self, size: int, limits: Limits) -> None:
         self.size, self.limits = size, limits
-        self.seen = set()
+        self.seen: set[Any] = set()
         self.declared = 0
 
-    def group(self, group, depth):
+    def group(self, group: Any, depth: int) -> None:
         if depth > _DEPTH:
             raise Refused(f"groups are nested deeper than {_DEPTH}")
         self._attributes(group)
@@ -61,7 +64,7 @@ class _Walk:
             else:
                 raise Refused("the file holds a named data type")
 
-    def _attributes(self, thing):
+    def _attributes(self, thing: Any) -> None:
         n = h5py.h5a.get_num_attrs(thing.id)
         if n > _ATTRIBUTES:
             raise Refused(f"more than {_ATTRIBUTES:,} attributes at one object")
@@ -71,7 +74,7 @@ class _Walk:
             if int(np.prod(attribute.shape, dtype=float)) * attribute.get_type().get_size() > 64 * _MB:
                 raise Refused("an attribute is larger than 64 MB")
 
-    def _dataset(self, dataset):
+    def _dataset(self, dataset: Any) -> None:
         self._attributes(dataset)
         plist = dataset.id.get_create_plist()
         if plist.get_external_count():
@@ -98,12 +101,12 @@ class _Walk:
             raise Refused(
                 "the file expands to far more than it is (a shape or decompression bomb)", "send plain counts."
             )
-        if plist.get_layout() == h5py.h5d.CHUNKED:
-            if itemsize * np.prod(plist.get_chunk(), dtype=float) > 256 * _MB:
-                raise Refused("a chunk is larger than 256 MB", "write the file again with the usual chunks.")
+        chunked = plist.get_layout() == h5py.h5d.CHUNKED
+        if chunked and itemsize * np.prod(plist.get_chunk(), dtype=float) > 256 * _MB:
+            raise Refused("a chunk is larger than 256 MB", "write the file again with the usual chunks.")
 
 
-def _plain(kind):
+def _plain(kind: Any) -> None:
     """Numbers and text only, also inside of compounds, lists and arrays."""
     group = kind.get_class()
     if group == h5py.h5t.REFERENCE:
@@ -117,7 +120,7 @@ def _plain(kind):
         raise Refused("the file holds data that are neither numbers nor text")
 
 
-def _layout(file, limits):
+def _layout(file: Any, limits: Limits) -> dict[str, Any]:
     """AnnData, MuData or 10x, with matrices whose indices stay inside."""
     if isinstance(file.get("mod"), h5py.Group):
         if not len(file["mod"]):
@@ -136,7 +139,7 @@ def _layout(file, limits):
     raise Refused("an HDF5 file, but neither h5ad, h5mu nor 10x h5", "write it with adata.write_h5ad.")
 
 
-def _anndata(group, limits):
+def _anndata(group: Any, limits: Limits) -> tuple[int, int]:
     if not {"obs", "var"} <= set(group):
         raise Refused("obs or var is missing", "write the file with adata.write_h5ad.")
     cells, genes = _length(group["obs"]), _length(group["var"])
@@ -154,7 +157,7 @@ def _anndata(group, limits):
     return cells, genes
 
 
-def _length(table):
+def _length(table: Any) -> int:
     """Rows of a table as anndata writes it."""
     if isinstance(table, h5py.Dataset):
         raise Refused("obs or var is stored as very old anndata did", "write it with a current anndata.")
@@ -168,14 +171,14 @@ def _length(table):
     return column.shape[0]
 
 
-def _size(cells, genes, limits):
+def _size(cells: int, genes: int, limits: Limits) -> None:
     if cells > limits["cells"]:
         raise Refused(f"{cells:,} cells are above the limit of {limits['cells']:,}", "send fewer cells.")
     if genes > 1_000_000:
         raise Refused(f"{genes:,} genes are above the limit of 1,000,000")
 
 
-def _maybe_sparse(thing):
+def _maybe_sparse(thing: Any) -> None:
     if isinstance(thing, h5py.Group) and {"data", "indices", "indptr"} <= set(thing):
         encoding = thing.attrs.get("encoding-type", "")
         encoding = encoding.decode() if isinstance(encoding, bytes) else encoding
@@ -184,7 +187,7 @@ def _maybe_sparse(thing):
             _sparse(thing, *(shape if encoding != "csc_matrix" else reversed(shape)))
 
 
-def _sparse(group, rows, columns):
+def _sparse(group: Any, rows: int, columns: int) -> None:
     """Indices inside the matrix: compiled code trusts them."""
     data, indices, indptr = (group[k] for k in ("data", "indices", "indptr"))
     if not all(isinstance(d, h5py.Dataset) and d.ndim == 1 for d in (data, indices, indptr)):

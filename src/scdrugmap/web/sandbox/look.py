@@ -11,11 +11,12 @@ import os
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 
-def confine(limits):
+def confine(limits: dict[str, Any]) -> None:
     """Give up memory, time, file size and the network."""
     for name, value in (
         (resource.RLIMIT_AS, limits["memory"]),
@@ -34,7 +35,7 @@ def confine(limits):
     os.environ["HDF5_PLUGIN_PATH"] = "/nonexistent"
 
 
-def main():
+def main() -> None:
     """Look at the file that the arguments name."""
     from formats import Refused, look_at
 
