@@ -196,9 +196,14 @@ def test_a_key_is_asked_for_where_the_owner_sets_one(settings: Any) -> None:
         assert http.get("/").status_code == 200
 
 
-def test_an_address_has_a_share_of_the_disk(http: Any) -> None:
+def test_an_address_has_a_share_of_the_disk(settings: Any) -> None:
+    from fastapi.testclient import TestClient
+
+    from scdrugmap.web import create_app
+
     body = {"filename": "a.csv", "size": 60 * 2**20}
-    states = [http.post("/api/v1/uploads", json=body).status_code for _ in range(6)]
+    with TestClient(create_app(settings.model_copy(update={"public": True})), base_url=URL) as http:
+        states = [http.post("/api/v1/uploads", json=body).status_code for _ in range(6)]
     assert states[:4] == [201] * 4 and states[4:] == [429] * 2
 
 

@@ -84,6 +84,8 @@ def drawn(page: Any, address: str) -> None:
 
 def test_lasso_counts_and_files_are_taken(page: Any, result: str, studies: Any) -> None:
     drawn(page, result)
+    page.locator("#map").scroll_into_view_if_needed()
+    page.evaluate("document.getElementById('map').scrollIntoView({block: 'center'})")
     box = page.locator("#map").bounding_box()
     x, y, w, h = (box[k] for k in ("x", "y", "width", "height"))
     page.mouse.move(x + 5, y + 5)

@@ -106,7 +106,7 @@ def test_two_workers_do_not_take_one_job(postgres: str, settings: Any) -> None:
     with session(server.engine) as db:
         db.add(job)
     taken = []
-    for name in "ab":
+    for name in ("elsewhere/1/0.0", "elsewhere/2/0.0"):
         with session(server.engine) as db:
             claim = update(Job).where(Job.id == job.id, Job.state == "queued").values(state="running", worker=name)
             taken.append(db.execute(claim).rowcount)

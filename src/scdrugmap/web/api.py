@@ -142,7 +142,8 @@ def health(server: Ours) -> JSONResponse:
 @router.post(f"{_PREFIX}/uploads", status_code=201, response_model=UploadState, tags=["uploads"], **_LEAN)
 def create_upload(request: Request, server: Ours, body: NewUpload) -> Any:
     """Announce a file."""
-    made = uploads.create(server, request.scope["owner"], body.filename, body.size, body.sha256)
+    limited = request.scope["limited"]
+    made = uploads.create(server, request.scope["owner"], body.filename, body.size, body.sha256, limited=limited)
     return uploads.describe(made)
 
 

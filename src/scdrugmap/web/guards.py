@@ -84,6 +84,8 @@ class Guard:
             if foreign or headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
                 raise Problem(403, "origin", "Another page asked for this.", "Use this server's own pages.")
             length = headers.get("content-length", "0")
+            if method != "PATCH" and "transfer-encoding" in headers:
+                raise Problem(411, "length", "The request does not say its length.", "Send a Content-Length.")
             if method != "PATCH" and (not length.isdigit() or int(length) > _JSON_BYTES):
                 raise Problem(413, "too_large", "The request is too large.", "Send files by PATCH, piece by piece.")
         if scope["limited"] and path != "/healthz":

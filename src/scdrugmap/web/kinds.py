@@ -156,9 +156,12 @@ def _found_in_tools() -> list[Kind]:
         room, _, function = found.tool.partition(".")
         if name not in own and function in dir(getattr(sd, room, None)):
             text = (found.__doc__ or name).strip().splitlines()[0]
-            needs = any(f.is_required() and _is_path(f) for n, f in found.model_fields.items() if n not in _FILES)
-            if not needs:
-                out.append(Kind(name, name.replace("_", " ").capitalize(), text, (found,), {"query": True}))
+            fields = found.model_fields
+            taken = {*_FILES, "predictor", "reference"}
+            if not any(f.is_required() and _is_path(f) for n, f in fields.items() if n not in taken):
+                roles = {"query": True} | ({"reference": False} if "reference" in fields else {})
+                title = name.replace("_", " ").capitalize()
+                out.append(Kind(name, title, text, (found,), roles, needs_predictor="predictor" in fields))
     return out
 
 

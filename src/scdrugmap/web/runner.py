@@ -80,7 +80,7 @@ class _Run:
 
                 return cells_of(value)
             return sd.datasets.fetch(value)
-        return read_cells(uploads.cells_file(self.server, uploads.find(self.server, value)))
+        return read_cells(uploads.cells_file(self.server, uploads.find(self.server, value, for_job=True)))
 
     def _spec(self, number: int, **places: Any) -> Any:
         one = self.kind.specs[number]
@@ -151,12 +151,20 @@ class _Run:
         from scdrugmap.cli._io import write_cells
         from scdrugmap.web.results import write_tool
 
-        spec = self._spec(0, input="cells.h5ad", output="cells.h5ad")
+        places: dict[str, Any] = {"input": "cells.h5ad", "output": "cells.h5ad"}
+        if self.kind.needs_predictor:
+            places["predictor"] = shelf.predictor_folder(self.server, self.request["predictor"])
+        spec = self._spec(0, **places)
         room, name = spec.tool.split(".")
         function = getattr(getattr(sd, room), name)
         cells = self._cells("query")
         self.tell(stage=self.kind.name, percent=20.0)
-        result = function(cells, **spec.arguments(function))
+        given = spec.arguments(function)
+        if "reference" in self.request:
+            given["reference"] = self._cells("reference")
+        result = function(cells, **given)
+        if self.kind.needs_predictor:
+            spec = spec.model_copy(update={"predictor": Path("predictor")})
         write_cells(cells, self.work / "files" / "cells.h5ad")
         write_tool(self.work, name, cells, result, spec)
 

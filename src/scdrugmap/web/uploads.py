@@ -20,7 +20,9 @@ _SHA = re.compile(r"[0-9a-f]{64}")
 _SAFE_ID = re.compile(r"[A-Za-z0-9_-]{22,64}")
 
 
-def create(server: Server, owner: str, filename: str, size: int, sha256: str | None) -> Upload:
+def create(
+    server: Server, owner: str, filename: str, size: int, sha256: str | None, *, limited: bool = False
+) -> Upload:
     """Announce a file; nothing of its name is ever used as a path."""
     limit = server.settings.max_bytes
     if size < 1:
@@ -33,8 +35,9 @@ def create(server: Server, owner: str, filename: str, size: int, sha256: str | N
     if sha256 is not None and not _SHA.fullmatch(sha256.lower()):
         raise Problem(422, "sha256", "The digest is no SHA-256 in hexadecimal.", "Leave it out or send 64 digits.")
     with session(server.engine) as db:
-        used = db.scalar(select(func.coalesce(func.sum(Upload.size), 0)).where(Upload.owner == owner)) or 0
-        if used + size > server.settings.quota * limit:
+        mine = (Upload.owner == owner, Upload.state != "refused")
+        used = db.scalar(select(func.coalesce(func.sum(Upload.size), 0)).where(*mine)) or 0
+        if limited and used + size > server.settings.quota * limit:
             raise Problem(
                 429, "quota", "Your uploads fill your share of this server's disk.",
                 "Delete an upload that is not needed any more.", Retry_After="3600",
@@ -51,12 +54,12 @@ def create(server: Server, owner: str, filename: str, size: int, sha256: str | N
     return upload
 
 
-def find(server: Server, upload_id: str) -> Upload:
-    """The upload under a secret, or the uniform 404."""
+def find(server: Server, upload_id: str, *, for_job: bool = False) -> Upload:
+    """The upload under a secret, or the uniform 404; a job that waited long may read what is past its time."""
     if _SAFE_ID.fullmatch(upload_id):
         with session(server.engine) as db:
             upload = db.get(Upload, upload_id)
-            if upload is not None and upload.expires > time.time():
+            if upload is not None and (for_job or upload.expires > time.time()):
                 return upload
     raise not_found()
 
