@@ -228,7 +228,13 @@ class ResponsePredictor:
         return out
 
     def judge(
-        self, adata: AnnData | MuData, *, mod: str = "rna", layer: str | None = None, features: Any = None, **engine: Any
+        self,
+        adata: AnnData | MuData,
+        *,
+        mod: str = "rna",
+        layer: str | None = None,
+        features: Any = None,
+        **engine: Any,
     ) -> Verdict:
         """Tell whether the query as a whole is something that this predictor can speak about.
 
@@ -243,7 +249,7 @@ class ResponsePredictor:
         """
         X = self.features(adata, mod=mod, layer=layer, **engine) if features is None else features
         layer = layer or getattr(self.representation, "layer", None)
-        return judge_query(self.shift, _anndata.resolve(adata, mod=mod), layer, X)
+        return judge_query(self.shift, _anndata.resolve(adata, mod=mod), layer, X, self.head)
 
     @property
     def worth(self) -> dict[str, Any]:

@@ -77,7 +77,9 @@ def learn_reference(
     return ShiftReference.fit(*found, margins(head, features[at]), features[at], rng=seed)
 
 
-def judge_query(reference: ShiftReference | None, adata: Any, layer: str | None, features: np.ndarray) -> Verdict:
+def judge_query(
+    reference: ShiftReference | None, adata: Any, layer: str | None, features: np.ndarray, head: Any
+) -> Verdict:
     """Compare a query with the training data.
 
     Parameters
@@ -88,11 +90,13 @@ def judge_query(reference: ShiftReference | None, adata: Any, layer: str | None,
         The query, and the layer of its raw counts.
     features
         What the head sees of each of its cells; NaN for one that cannot be embedded.
+    head
+        The fitted head.
     """
     if reference is None:
         return Verdict(CANNOT_TELL, "the predictor holds no reference of counts of its training data", {})
     rows = some_rows(np.flatnonzero(~np.isnan(features).any(axis=1)), 0)
     found = expression(adata, layer, rows)
-    if found is None:
-        return Verdict(CANNOT_TELL, "the query holds no counts", {})
-    return reference.judge(*found, features[rows])
+    if found is None or len(rows) == 0:
+        return Verdict(CANNOT_TELL, "the query holds no counts, or no cell that can be embedded", {})
+    return reference.judge(*found, features[rows], margins(head, features[rows]))

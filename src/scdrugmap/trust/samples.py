@@ -45,9 +45,7 @@ class SampleErrors:
     error: np.ndarray
 
     @classmethod
-    def fit(
-        cls, score: np.ndarray, y: np.ndarray, groups: np.ndarray, *, threshold: float = THRESHOLD
-    ) -> SampleErrors:
+    def fit(cls, score: np.ndarray, y: np.ndarray, groups: np.ndarray, *, threshold: float = THRESHOLD) -> SampleErrors:
         """Compare calls with labels.
 
         Parameters

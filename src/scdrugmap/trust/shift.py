@@ -18,6 +18,9 @@ CANNOT_TELL: Name = "cannot tell"
 #: simulated pairs and confirmed on real ones by ``benchmarks/shift.py``.
 COHERENCE_WEIGHT = 0.3
 SHIFTED_BELOW, IN_DOMAIN_FROM = 0.68, 0.78
+#: Where the head calls both classes (each for this share of cells or more) and its signature is coherent in training,
+#: the query has to keep this much of the coherence: otherwise the calls follow something else.
+BOTH_CALLED, COHERENT, LEAST_KEPT = 0.15, 0.05, 0.15
 #: What of a prediction is left where the query is shifted: the rest is the share of sensitive cells in training.
 LEFT_OF_SCORE = 0.25
 #: Cells that are read of the training data and of a query, and the least that a verdict needs.
@@ -74,7 +77,8 @@ class ShiftReference:
     class alone has none either. *Similarity* is the Pearson correlation of the log expression profiles of clusters of
     the query with the nearest profile of training, averaged over cells: cells of another kind, another species or
     with wrong names have no near one. ``support = similarity + 0.3 min(coherence / coherence in training, 1)`` decides:
-    below 0.68 the query is shifted, from 0.78 on it is in domain. *AUC* is the two-sample classifier's on features;
+    below 0.68 the query is shifted, from 0.78 on it is in domain, unless the head calls both classes and the coherence is
+    gone. *AUC* is the two-sample classifier's on features;
     batches of one study reach 0.99, which is why it is shown and does not decide.
 
     Only means of clusters, correlations and a sketch of features are kept, no cell's expression and no name of a
@@ -90,9 +94,9 @@ class ShiftReference:
     >>> X, names = sparse.csr_matrix(rng.poisson(mean).astype(float)), np.array([f"G{i}" for i in range(300)])
     >>> margin = y - 0.5 + rng.normal(scale=0.1, size=400)
     >>> reference = ShiftReference.fit(X[:200], names, margin[:200], X[:200, :5].toarray(), rng=0)
-    >>> reference.judge(X[200:], names, X[200:, :5].toarray()).verdict
+    >>> reference.judge(X[200:], names, X[200:, :5].toarray(), margin[200:]).verdict
     'in domain'
-    >>> reference.judge(X[200:], rng.permutation(names), X[200:, :5].toarray()).verdict
+    >>> reference.judge(X[200:], rng.permutation(names), X[200:, :5].toarray(), margin[200:]).verdict
     'shifted'
     """
 
@@ -160,7 +164,7 @@ class ShiftReference:
             np.asarray(features)[np.ix_(some, columns)].astype(np.float32),
         )
 
-    def judge(self, X: sparse.csr_matrix, genes: np.ndarray, features: np.ndarray) -> Verdict:
+    def judge(self, X: sparse.csr_matrix, genes: np.ndarray, features: np.ndarray, margin: np.ndarray) -> Verdict:
         """Judge a query.
 
         Parameters
@@ -169,8 +173,8 @@ class ShiftReference:
             Its counts (cells, genes), at most some thousands of cells.
         genes
             Name of each gene.
-        features
-            What the head sees of these cells.
+        features, margin
+            What the head sees of these cells, and their log-odds.
 
         Returns
         -------
@@ -195,7 +199,8 @@ class ShiftReference:
         if figures["n_signature_genes"] < MIN_SIGNATURE or len(at) < MIN_PROFILE:
             return Verdict(CANNOT_TELL, "too few of the genes of training are in the query", figures)
         figures["similarity"] = self._similarity(values[:, at], on_profile)
-        return self._decided(figures)
+        called = float(np.mean(margin > 0))
+        return self._decided(figures | {"minority_called": min(called, 1 - called)})
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the numbers; the names of the genes are text beside them."""
@@ -265,6 +270,9 @@ class ShiftReference:
         about = f"profiles correlate {figures['similarity']:.2f} with training, {kept:.0%} of the signature's coherence"
         if support < SHIFTED_BELOW:
             return Verdict(SHIFTED, f"{about}: the cells are unlike those of training", figures)
+        mixed = figures["minority_called"] >= BOTH_CALLED and training >= COHERENT
+        if mixed and kept < LEAST_KEPT:
+            return Verdict(CANNOT_TELL, f"{about}, and yet both classes are called", figures)
         if support < IN_DOMAIN_FROM:
             return Verdict(CANNOT_TELL, f"{about}: between what is safe and what is not", figures)
         return Verdict(IN_DOMAIN, about, figures)

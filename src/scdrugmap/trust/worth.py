@@ -36,7 +36,7 @@ def worth_of(
 
     Returns
     -------
-    ``auroc``, ``auroc_low``, ``auroc_high``, ``n_groups`` (of the smaller class), ``brier``, ``brier_constant`` (of the
+    ``auroc``, ``auroc_low`` and ``auroc_high`` (not with too few groups), ``n_groups`` (of the smaller class), ``brier``, ``brier_constant`` (of the
     share of sensitive cells for every cell), ``set_size`` (mean number of classes) and ``below_floor``: the reasons,
     joined, why the predictor is not shown to be better than no predictor, or an empty text.
 
@@ -57,10 +57,10 @@ def worth_of(
         reasons.append(f"AUROC {auroc:.2f} [{low:.2f}, {high:.2f}] on held-out groups is not above 0.5")
     if brier >= constant:
         reasons.append(f"Brier score {brier:.3f} on held-out groups is no better than the constant's {constant:.3f}")
+    interval = {} if np.isnan(low) else {"auroc_low": low, "auroc_high": high}
     return {
         "auroc": auroc,
-        "auroc_low": low,
-        "auroc_high": high,
+        **interval,
         "level": level,
         "n_groups": n,
         "brier": brier,
@@ -122,7 +122,11 @@ def auroc_interval(
 
 
 def crossed(
-    margin: np.ndarray, y: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]], calibrate: str | None, coverage: float
+    margin: np.ndarray,
+    y: np.ndarray,
+    folds: list[tuple[np.ndarray, np.ndarray]],
+    calibrate: str | None,
+    coverage: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities and sizes of prediction sets of every fold from the held-out scores of the others.
 
@@ -168,7 +172,7 @@ def statement(worth: Any) -> str:
     if not worth or "auroc" not in worth:
         reason = (worth or {}).get("reason", "this predictor was trained before it was measured")
         return f"worth on unseen groups: not known ({reason})"
-    if not np.isfinite(worth.get("auroc_low", np.nan)):
+    if "auroc_low" not in worth:
         interval = f"no interval: {worth['n_groups']} groups of a class are too few"
     else:
         interval = f"{worth['level']:.0%} interval {worth['auroc_low']:.2f} to {worth['auroc_high']:.2f}"
@@ -199,5 +203,8 @@ def refuse_worthless(worth: Any, *, force: bool, where: str) -> None:
     reasons = (worth or {}).get("below_floor", "")
     if reasons and not force:
         raise InputError(
-            "predictor", reasons, "a predictor that is better than none", f"pass force=True to put it on {where} anyway."
+            "predictor",
+            reasons,
+            "a predictor that is better than none",
+            f"pass force=True to put it on {where} anyway.",
         )
