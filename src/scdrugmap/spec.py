@@ -234,6 +234,9 @@ class PredictSpec(_Trained):
     abstain: float | Literal["set"] | None = option(
         None, "evaluation", "Call no cell below this probability; set: none whose prediction set is not one class."
     )
+    on_shift: Literal["warn", "abstain", "ignore"] = option(
+        "warn", "evaluation", "Where the query is unlike the training data: warn and flatten, call no cell, or ignore."
+    )
 
 
 class BenchmarkSpec(RunSpec):

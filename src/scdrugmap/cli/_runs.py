@@ -137,6 +137,7 @@ def _write_annotated(spec: RunSpec, cells: Any, as_json: bool) -> None:
     said: dict[str, Any] = {"output": str(spec.output), "cells": int(cells.n_obs)}
     if isinstance(spec, PredictSpec):
         said["calls"] = {str(k): int(n) for k, n in obs[f"{spec.key_added}_pred"].value_counts(dropna=False).items()}
+        said |= _trust_of(spec, cells)
         if spec.output.suffix in (".csv", ".parquet"):
             said |= _write_tables(spec, cells, obs)
     if spec.output.suffix in (".h5ad", ".h5mu"):
@@ -147,8 +148,22 @@ def _write_annotated(spec: RunSpec, cells: Any, as_json: bool) -> None:
     calls = ", ".join(f"{n:,} {name}" for name, n in said.get("calls", {}).items())
     slots = "" if calls else f" with obsm {_slots(spec)} for {cells.n_obs:,} cells"
     console.print(f"wrote {spec.output}{slots}" + (f": {calls}" if calls else ""))
+    for line in ("query", "worth"):
+        if line in said:
+            console.print(said[line])
     if "samples" in said:
         console.print(f"wrote {said['samples']} with a call for each sample")
+
+
+def _trust_of(spec: PredictSpec, cells: Any) -> dict[str, str]:
+    """What the verdict on the query and the worth of the predictor say, in a line each."""
+    from scdrugmap.trust.worth import statement
+
+    record = (cells.mod[spec.mod] if hasattr(cells, "mod") else cells).uns[spec.key_added]
+    if "shift" not in record:  # a prompted model has no training data
+        return {}
+    shift = record["shift"]
+    return {"query": f"query: {shift['verdict']} ({shift['reason']})", "worth": statement(record["worth"])}
 
 
 def _write_tables(spec: PredictSpec, cells: Any, obs: Any) -> dict[str, str]:
@@ -171,10 +186,13 @@ def _slots(spec: Any) -> str:
 
 
 def _write_predictor(spec: RunSpec, predictor: Any, as_json: bool) -> None:
+    from scdrugmap.trust.worth import statement
+
     predictor.save(spec.output, overwrite=True)
     write_text(spec.output / "run.yaml", spec.to_yaml())
     if as_json:
-        return print_json(output=str(spec.output), card=str(spec.output / "README.md"))
+        return print_json(output=str(spec.output), card=str(spec.output / "README.md"), worth=predictor.worth)
+    console.print(statement(predictor.worth))
     console.print(f"saved {spec.output}/ (card: {spec.output / 'README.md'})")
     console.print(f"next: scdrugmap predict query.h5ad --predictor {spec.output} -o predicted.h5ad")
 

@@ -16,6 +16,7 @@ from scdrugmap._cohort import Cohort, both_classes
 from scdrugmap._device import Engine
 from scdrugmap._errors import InputError, ScDrugMapWarning
 from scdrugmap._keys import KEYS
+from scdrugmap.predictor.query import learn_reference
 from scdrugmap.predictor.representation import (
     FittedRepresentation,
     ObsmRepresentation,
@@ -23,6 +24,7 @@ from scdrugmap.predictor.representation import (
     open_representation,
 )
 from scdrugmap.predictor.training import Trained, Trust, train_head
+from scdrugmap.trust.shift import ShiftReference
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,12 +80,13 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """A representation, what was trained on it, and the rows and the cohort of the cells that were used."""
+    """A representation, what was trained on it, the cells that were used, and what a query is compared with."""
 
     representation: Representation
     trained: Trained
     rows: np.ndarray
     cohort: Cohort
+    shift: ShiftReference | None = None
 
 
 def fit_frozen(data: Any, cohort: Cohort, plan: Plan) -> Fitted:
@@ -106,7 +109,7 @@ def fit_frozen(data: Any, cohort: Cohort, plan: Plan) -> Fitted:
     rows = cohort.labelled
     known = cohort.take(rows)
     representation: Representation
-    refit = None
+    refit, trust = None, plan.trust
     if plan.use_rep is not None:
         representation = ObsmRepresentation.open(data, plan.use_rep, plan.mod)
         X = representation.features(data, plan.mod, plan.engine, rows=rows)
@@ -116,6 +119,7 @@ def fit_frozen(data: Any, cohort: Cohort, plan: Plan) -> Fitted:
         representation = plan.open(main)
         if isinstance(representation, FittedRepresentation):
             refit = Refit(main, representation, rows, context=plan.context)
+            trust = replace(trust, worth=not representation.model.uses_batch)  # those learn by gradients
             representation = refit.on(np.arange(len(rows)))
             X = refit.features(representation)
         else:
@@ -133,7 +137,7 @@ def fit_frozen(data: Any, cohort: Cohort, plan: Plan) -> Fitted:
         X[usable],
         used.y,
         plan.head,
-        plan.trust,
+        trust,
         groups=used.groups,
         category=plan.category(used),
         refit=None if refit is None else lambda train: refit(places[train])[usable],
@@ -141,7 +145,9 @@ def fit_frozen(data: Any, cohort: Cohort, plan: Plan) -> Fitted:
     )
     if refit is not None and refit.first.model.uses_batch:
         trained.summary["batch"] = refit.cells.batch_from
-    return Fitted(representation, trained, rows[usable], used)
+    main = _anndata.resolve(data, mod=plan.mod)
+    shift = learn_reference(main, plan.layer, rows[usable], X[usable], trained.head, plan.engine.seed)
+    return Fitted(representation, trained, rows[usable], used, shift)
 
 
 class Refit:

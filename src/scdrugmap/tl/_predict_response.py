@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
     from scdrugmap.models.base import Model
     from scdrugmap.predictor.predictor import ResponsePredictor
+    from scdrugmap.trust.shift import Verdict
 
 STRATEGIES = ("frozen", "lora", "prompt")
+ON_SHIFT = ("warn", "abstain", "ignore")
 
 
 def predict_response(
@@ -41,6 +43,7 @@ def predict_response(
     conformal: bool | float | None = None,
     ood: bool | None = None,
     abstain: float | Literal["set"] | None = None,
+    on_shift: Literal["warn", "abstain", "ignore"] = "warn",
     layer: str | None = None,
     batch_size: int | None = None,
     device: str | None = None,
@@ -87,6 +90,11 @@ def predict_response(
     abstain
         Leave ``<key>_pred`` missing for unsure cells: where the likelier class is less probable than this number, or
         (``"set"``) where the prediction set does not hold exactly one class.
+    on_shift
+        What happens where the query as a whole is unlike the training data (``uns["<key>"]["shift"]`` says so before
+        any call is made): ``"warn"`` warns, draws scores three quarters of the way to the share of sensitive cells in
+        training and lets every prediction set hold both classes; ``"abstain"`` makes no call on top of that;
+        ``"ignore"`` changes nothing.
     layer
         Layer of the raw counts; by default ``X``, or the layer that the predictor was trained on.
     batch_size, device, precision, progress
@@ -116,7 +124,9 @@ def predict_response(
     ``obs["<key>_ood"]``
         Whether the cell lies far from all training cells.
     ``uns["<key>"]``
-        ``params``, ``provenance``, ``shots`` (names of the cells that were used as examples) and ``samples``.
+        ``params``, ``provenance``, ``shots`` (names of the cells that were used as examples), ``samples``, ``shift``
+        (the verdict, ``"in domain"``, ``"shifted"`` or ``"cannot tell"``, its reason and figures; see
+        :meth:`ResponsePredictor.judge`) and ``worth`` (what the predictor reached on groups that it had not seen).
 
     Columns of a MuData's modality are mirrored as ``<mod>:<key>_pred`` and so on.
 
@@ -140,6 +150,8 @@ def predict_response(
 
     if strategy not in STRATEGIES:
         raise UnknownNameError("strategy", strategy, STRATEGIES)
+    if on_shift not in ON_SHIFT:
+        raise UnknownNameError("on_shift", on_shift, ON_SHIFT)
     check_key(key_added)
     if strategy == "prompt":
         given = {
@@ -180,10 +192,11 @@ def predict_response(
     if ood and trained.ood is None:
         raise InputError("ood", ood, "a predictor with an out-of-domain flag", "train with ood=True.")
     coverage = float(conformal) if conformal is not None and not isinstance(conformal, bool) else None
-    frame = trained.predict(
-        edit.root, mod=mod, coverage=coverage, layer=layer, batch_size=batch_size, device=device, precision=precision,
-        progress=progress,
-    )  # fmt: skip
+    engine: dict[str, Any] = {"batch_size": batch_size, "device": device, "precision": precision, "progress": progress}
+    features = trained.features(edit.root, mod=mod, layer=layer, **engine)
+    verdict = trained.judge(edit.root, mod=mod, layer=layer, features=features)
+    frame = trained.predict(edit.root, mod=mod, coverage=coverage, device=device, features=features)
+    shifted = _heed(frame, verdict, trained, on_shift)
     missing = frame["score"].isna().to_numpy()
     if missing.any():
         warnings.warn(
@@ -192,13 +205,15 @@ def predict_response(
             stacklevel=2,
         )
     abstained = _abstained(frame, abstain)
+    if shifted and on_shift == "abstain":
+        abstained = frame["score"].notna().to_numpy()
     frame.loc[abstained, "pred"] = np.nan
     record = _record(trained, coverage, abstain, int(missing.sum()), int(abstained.sum()), seed, strategy)
+    record |= {"shift": verdict.record(), "worth": trained.worth}
+    record["params"]["on_shift"] = on_shift
     record["shots"] = edit.adata.obs_names[shots].to_numpy(dtype=str)
     if samples is not None:
-        from scdrugmap.trust.samples import sample_calls
-
-        record["samples"] = sample_calls(frame["score"], samples, threshold=trained.threshold)
+        record["samples"] = _sample_table(frame["score"], samples, trained, shifted)
     if conformal is False:
         frame = frame.drop(columns="set", errors="ignore")
     if ood is False:
@@ -208,6 +223,55 @@ def predict_response(
         edit.adata.obs[key_added + suffix[str(column)]] = frame[column].array
     edit.adata.uns[key_added] = record
     return edit.finish([key_added + suffix[str(column)] for column in frame])
+
+
+def _heed(frame: pd.DataFrame, verdict: Verdict, trained: ResponsePredictor, on_shift: str) -> bool:
+    """Say what the verdict and the worth are, and take a query that is shifted out of its certainty."""
+    from scdrugmap._cohort import call
+    from scdrugmap._keys import CLASSES
+    from scdrugmap._logging import get_logger
+    from scdrugmap.trust.conformal import SET_TEXT
+    from scdrugmap.trust.shift import SHIFTED, flattened
+    from scdrugmap.trust.worth import statement
+
+    get_logger().info("query: %s (%s)", verdict.verdict, verdict.reason)
+    get_logger().info(statement(trained.worth))
+    if trained.worth.get("below_floor"):
+        warnings.warn(statement(trained.worth) + ".", ScDrugMapWarning, stacklevel=3)
+    if verdict.verdict != SHIFTED or on_shift == "ignore":
+        return False
+    done = "no cell is called" if on_shift == "abstain" else "scores are drawn towards the share of sensitive cells in "
+    done += "" if on_shift == "abstain" else "training, and no prediction set excludes a class"
+    warnings.warn(
+        f"THE QUERY IS UNLIKE THE TRAINING DATA: {verdict.reason}. A call on it means nothing: {done}. "
+        "on_shift='ignore' leaves everything as the head says.",
+        ScDrugMapWarning,
+        stacklevel=3,
+    )
+    n, sensitive = trained.training.get("n_cells", 0), trained.training.get("n_sensitive", 0)
+    frame["score"] = flattened(frame["score"].to_numpy(), sensitive / n if n else 0.5)
+    codes = np.where(frame["score"].isna(), -1, call(frame["score"], trained.threshold))
+    frame["pred"] = pd.Categorical.from_codes(codes, categories=list(CLASSES))
+    if "set" in frame:
+        frame["set"] = np.where(frame["score"].isna(), frame["set"], SET_TEXT[True, True])
+    return True
+
+
+def _sample_table(score: pd.Series, samples: pd.Series, trained: ResponsePredictor, shifted: bool) -> pd.DataFrame:
+    """Calls of samples, with the doubt that held-out groups of the training have taught."""
+    from scdrugmap.trust.samples import SampleErrors, sample_calls
+
+    errors = trained.errors
+    if shifted:
+        errors = SampleErrors(np.empty(0))  # what held in training says nothing here
+    elif errors is None:
+        warnings.warn(
+            "no groups were held out in training: the intervals of samples are about their cells alone, not about how "
+            "patients differ. Train with groups=.",
+            ScDrugMapWarning,
+            stacklevel=3,
+        )
+    return sample_calls(score, samples, threshold=trained.threshold, errors=errors)
 
 
 def _train_here(

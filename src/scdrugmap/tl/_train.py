@@ -109,7 +109,8 @@ def train(
 
     Returns
     -------
-    The predictor, with ``.predict(adata)``, ``.save(folder)`` and ``.card``.
+    The predictor, with ``.predict(adata)``, ``.save(folder)``, ``.card`` and ``.worth``: what it reached on groups
+    that it had not seen.
 
     Raises
     ------
@@ -123,7 +124,9 @@ def train(
     -----
     Calibration and conformal sets rest on scores of cells whose group took no part in the head (and baseline) that
     scored them; the head itself is then trained on all labelled cells. With LoRA one part of the groups is held out
-    instead, and takes no part in the training.
+    instead, and takes no part in the training. The worth rests on the same scores, and is measured wherever two groups
+    of each class or more can be held out. Calibration that is no better there than a constant is left out, with a
+    warning; a predictor that is no better than none is returned with a warning.
 
     Examples
     --------
@@ -161,6 +164,7 @@ def train(
         model_options, layer, context, mod, conformal_by, lora_options,
     )  # fmt: skip
     fitted = fit_adapted(main, cohort, plan) if strategy == "lora" else fit_frozen(adata, cohort, plan)
+    doubt = fitted.trained.doubt
     training: dict[str, Any] = {
         "scdrugmap": __version__, "strategy": strategy, "head": head if isinstance(head, str) else type(head).__name__,
         "seed": engine.seed, "label_key": label_key, "groups": cohort.groups_key,
@@ -170,9 +174,11 @@ def train(
     return ResponsePredictor(
         fitted.trained.head,
         fitted.representation,
-        calibration=fitted.trained.calibration,
-        conformal=fitted.trained.conformal,
-        ood=fitted.trained.ood,
+        calibration=doubt.calibration,
+        conformal=doubt.conformal,
+        ood=doubt.ood,
+        errors=doubt.errors,
+        shift=fitted.shift,
         conformal_by=conformal_by,
         training=training,
     )
