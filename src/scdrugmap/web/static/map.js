@@ -97,7 +97,7 @@
       dragmode: lasso.getAttribute("aria-pressed") === "true" ? "lasso" : "pan", margin: { l: 4, r: 4, t: 4, b: 4 }, xaxis: axis, selections: [],
       yaxis: { ...axis, scaleanchor: n > 200000 ? undefined : "x" }, showlegend: false, uirevision: places.name, selectionrevision: f.name,
     };
-    await Plotly.react(map, traces, layout, { displaylogo: false, responsive: true, scrollZoom: true, modeBarButtonsToRemove: ["autoScale2d"] });
+    await Plotly.react(map, traces, layout, { displaylogo: false, responsive: true, scrollZoom: true, modeBarButtons: [["toImage", "zoom2d", "pan2d", "lasso2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]] });
     legend(f);
     map.dataset.colour = f.name;
   }
