@@ -243,7 +243,7 @@ def test_a_full_disk_is_said(http: Any, monkeypatch: Any) -> None:
 
     from scdrugmap.web import uploads
 
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "/data/x")
 
     monkeypatch.setattr(uploads, "create", full)
