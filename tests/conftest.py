@@ -21,6 +21,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if os.environ.get("SCDRUGMAP_PANDAS3") == "1" and int(pd.__version__.split(".")[0]) < 3:
     pd.options.future.infer_string = True
     pd.options.mode.copy_on_write = True
+    import anndata
+
+    # anndata for pandas 3 writes text columns of that type; for pandas 2 it asks before.
+    if hasattr(anndata.settings, "allow_write_nullable_strings"):
+        anndata.settings.allow_write_nullable_strings = True
 
 #: Where one of these is not installed, tests that need it are skipped by themselves; the others run.
 HEAVY = ("torch", "transformers", "peft", "accelerate", "scvi", "lightning")

@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "response",
         "testing",
         "tl",
+        "web",
     ],
     submod_attrs={
         "predictor.predictor": ["ResponsePredictor", "load_predictor"],

@@ -41,6 +41,16 @@ class Keys:
     concat: str = "scdrugmap_concat"
     labels: str = "scdrugmap_labels"
     provenance: str = "provenance"
+    biomarkers: str = "biomarkers"
+    attribution: str = "attribution"
+    perturbation: str = "perturbation"
+    pathways: str = "pathways"
+    simulation: str = "simulation"
+    # obs and uns, written by the tools of interpretation
+    attributed: str = "attributed"
+    attribution_gap: str = "attribution_gap"
+    record: str = "_record"
+    ranking: str = "_ranking"
 
     @staticmethod
     def embedding(key: str) -> str:

@@ -286,12 +286,37 @@ class BenchmarkSpec(RunSpec):
     )
 
 
+class ExplainSpec(RunSpec):
+    """Explain a predictor: genes that differ between samples, what it looks at, and whether that may be believed."""
+
+    tool: ClassVar[str] = "tl.attribute"
+
+    predictor: Path = option(..., "model", "Folder of a saved predictor.", flag=["--predictor", "-p"])
+    method: Literal["auto", "linear", "ig", "gradient_x_input", "occlusion"] = option(
+        "auto", "evaluation", "auto, linear, ig (integrated gradients), gradient_x_input or occlusion."
+    )
+    store: Literal["table", "cells"] = option(
+        "table", "output", "table, or cells for the attributions of single cells, too."
+    )
+    max_cells_per_sample: int | None = option(200, "evaluation", "Cells explained in each sample.", gt=0)
+    n_steps: int = option(20, "evaluation", "Steps of the paths to begin with.", ge=1, le=256)
+    baseline: str = option("auto", "evaluation", "auto, empty, mean, sensitive, or the name of a cell.")
+    by: str = option("sample", "evaluation", "Column of obs with the samples.")
+    key: str = option("response", "data", "Column of obs with the labels, for what differs between samples.")
+    genes: list[str] | None = option(None, "evaluation", "Gene to knock out in silico; repeat it.", flag=["--gene"])
+    n_null: int = option(100, "evaluation", "Random genes that each knock-out is compared with.", ge=0)
+    source: str = option(
+        "resistance", "evaluation", "Gene sets: resistance, hallmark, progeny, collectri or a GMT file."
+    )
+
+
 #: The tools that the command line and the web server offer, by name.
 TOOLS: dict[str, type[RunSpec]] = {
     "embed": EmbedSpec,
     "train": TrainSpec,
     "predict": PredictSpec,
     "benchmark": BenchmarkSpec,
+    "explain": ExplainSpec,
 }
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scdrugmap.cli import _cache, _datasets, _models
+from scdrugmap.cli import _cache, _datasets, _models, _serve
 from scdrugmap.cli._exit import REFUSED, Commands
 from scdrugmap.cli._flags import command
 from scdrugmap.spec import TOOLS, RunSpec
@@ -18,6 +18,7 @@ EXAMPLES = {
     "train": "scdrugmap train cells.h5ad --model pca --groups sample -o predictor",
     "predict": "scdrugmap predict cells.h5ad --predictor predictor -o calls.csv",
     "benchmark": "scdrugmap benchmark cells.h5ad --model pca --setting cross -o results",
+    "explain": "scdrugmap explain cells.h5ad --predictor predictor -o explained",
 }
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(_models.app, name="models", help="List, describe, fetch and verify models and their checkpoints.")
 app.add_typer(_datasets.app, name="datasets", help="List, describe, fetch and verify curated studies.")
+app.command("serve")(_serve.serve)
 app.add_typer(_cache.app, name="cache", help="List, measure and clear what is kept to be reused.")
 
 

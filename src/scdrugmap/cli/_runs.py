@@ -15,7 +15,7 @@ from scdrugmap._files import write_text
 from scdrugmap.cli._console import console, print_json, print_table
 from scdrugmap.cli._exit import PARTLY
 from scdrugmap.cli._io import check_kind, check_writable, read_cells, write_cells, write_frame
-from scdrugmap.spec import BenchmarkSpec, PredictSpec, RunSpec, TrainSpec, extra_of
+from scdrugmap.spec import BenchmarkSpec, ExplainSpec, PredictSpec, RunSpec, TrainSpec, extra_of
 
 RUN = "scdrugmap_run"
 
@@ -33,6 +33,10 @@ def run(spec: RunSpec, as_json: bool = False) -> None:
     _check(spec)
     cells = read_cells(spec.input)
     check_kind(cells, spec.output)
+    if isinstance(spec, ExplainSpec):
+        from scdrugmap.cli._explain import explain
+
+        return explain(spec, cells, as_json)
     spec, result = _call(spec, cells, quiet=as_json)
     if result is None:
         _write_annotated(spec, cells, as_json)
@@ -47,7 +51,7 @@ def _check(spec: RunSpec) -> None:
     check_writable(spec.output, *spec.endings)
     if isinstance(spec, TrainSpec) and not spec.overwrite and spec.output.is_dir() and any(spec.output.iterdir()):
         raise SpecError("output", str(spec.output), "an empty or new folder", "pass --overwrite or another name.")
-    if isinstance(spec, PredictSpec) and spec.predictor is not None and not spec.predictor.is_dir():
+    if isinstance(spec, PredictSpec | ExplainSpec) and spec.predictor is not None and not spec.predictor.is_dir():
         raise SpecError("predictor", str(spec.predictor), "the folder of a saved predictor", "train one first.")
 
 

@@ -5,7 +5,11 @@ import lazy_loader as _lazy
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
+        "_attribution": ["attribution"],
+        "_biomarkers": ["biomarkers"],
         "_catalogue": ["catalogue"],
+        "_pathways": ["pathways"],
+        "_perturb": ["perturb"],
         "_profile": ["profile"],
         "_response": ["response"],
         "_results": [

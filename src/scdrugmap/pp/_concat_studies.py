@@ -200,18 +200,24 @@ def _open(name: str, data: Any, layer: str | None, mod: str) -> _Part:
 
 def _match_versions(parts: list[_Part]) -> int:
     """Give Ensembl ids that differ between studies in their version alone one name; returns how many did."""
-    bare = [pd.Index(strip_version(part.names).astype(object)) for part in parts]
+    bare = [_without_version(part.names) for part in parts]
     written = pd.DataFrame(
         {"bare": np.concatenate(bare), "name": np.concatenate([part.names for part in parts])}, dtype=object
     ).drop_duplicates()
     several = set(written["bare"][written["bare"].duplicated(keep=False)])
     changed: set[str] = set()
     for part, short in zip(parts, bare, strict=True):
-        # The copy on Y and the gene itself have one id; inside one study they stay two columns.
         move = short.isin(list(several)) & ~short.duplicated(keep=False)
         part.names = pd.Index(np.where(move, short, part.names).astype(object))
         changed |= set(short[move & (short != part.ids.names.astype(str))])
     return len(changed)
+
+
+def _without_version(names: pd.Index) -> pd.Index:
+    """Ensembl ids without version; the copy of a gene on Y stays apart from the gene."""
+    copy = names.str.contains("_PAR_Y", regex=False) | names.str.match(r"(?i)ENSGR")
+    short = strip_version(names)
+    return pd.Index(np.where(copy.astype(bool), np.char.add(short, "_PAR_Y"), short).astype(object))
 
 
 def _check_values(parts: list[_Part]) -> None:

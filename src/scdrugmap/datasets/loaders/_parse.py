@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import contextlib
 import csv
 import gzip
@@ -101,6 +102,10 @@ def _opened(path: Path) -> Any:
         head = b""  # cut off early: the reading itself will say so
     stream.seek(0)
     encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        encoding = encoding if encoding == "utf-16" else "cp1252"
     if encoding == "utf-16" or (b"\r" in head and b"\n" not in head):
         return _Recoded(stream, encoding)
     return stream
