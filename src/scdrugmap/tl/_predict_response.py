@@ -12,7 +12,7 @@ import pandas as pd
 
 from scdrugmap import __version__, _anndata
 from scdrugmap._errors import InputError, ScDrugMapWarning, UnknownNameError
-from scdrugmap._keys import KEYS
+from scdrugmap._keys import CLASS_COLOURS, KEYS
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -123,6 +123,8 @@ def predict_response(
         ``"resistant"``, ``"sensitive"``, ``"resistant|sensitive"`` or ``""``.
     ``obs["<key>_ood"]``
         Whether the cell lies far from all training cells.
+    ``uns["<key>_pred_colors"]``
+        The colours of the two classes, which scanpy's figures take up.
     ``uns["<key>"]``
         ``params``, ``provenance``, ``shots`` (names of the cells that were used as examples), ``samples``, ``shift``
         (the verdict, ``"in domain"``, ``"shifted"`` or ``"cannot tell"``, its reason and figures; see
@@ -222,6 +224,7 @@ def predict_response(
     for column in frame:
         edit.adata.obs[key_added + suffix[str(column)]] = frame[column].array
     edit.adata.uns[key_added] = record
+    edit.adata.uns[f"{key_added}{KEYS.pred}_colors"] = list(CLASS_COLOURS)
     return edit.finish([key_added + suffix[str(column)] for column in frame])
 
 
