@@ -187,7 +187,7 @@ class TrainSpec(_Trained):
     checkpoint: Path | None = option(None, "model", "Official checkpoint: folder, file or registry variant.")
     groups: str | None = option(None, "data", "Column of obs whose cells stay together; by default sample.")
     context: str | None = option(None, "data", "Column of obs for models whose cells see each other.")
-    head: str = option("mlp", "model", "mlp or logistic.")
+    head: str = option("mlp", "model", "mlp, published or logistic.")
     head_options: dict[str, Any] | None = option(None, "model", "Parameter of the head as name=value; repeat it.")
     lora_options: dict[str, Any] | None = option(None, "model", "Parameter of the adapters as name=value; repeat it.")
     calibrate: Literal["sigmoid", "isotonic"] | None = option(
@@ -240,7 +240,7 @@ class BenchmarkSpec(RunSpec):
 
     models: list[str] = option(..., "model", "Model or key of obsm; repeat it.", min_length=1, flag=["--model", "-m"])
     strategy: Strategy | list[Strategy] = option("frozen", "model", "frozen, lora or prompt; repeat it for several.")
-    head: str | list[str] = option("mlp", "model", "mlp or logistic; repeat it for both.")
+    head: str | list[str] = option("mlp", "model", "mlp, published or logistic; repeat it for several.")
     head_options: dict[str, Any] | None = option(None, "model", "Parameter of the head as name=value; repeat it.")
     lora_options: dict[str, Any] | None = option(None, "model", "Parameter of the adapters as name=value; repeat it.")
     embed_options: dict[str, dict[str, Any]] | None = option(

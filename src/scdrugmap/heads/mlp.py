@@ -42,7 +42,8 @@ class MLPHead(ClassifierMixin, BaseEstimator):
         ``"balanced"``, a mapping from label to weight, or ``None``.
     early_stopping
         Hold out ``validation_fraction`` of the training cells, whole groups where ``groups`` are given, stop
-        after ``patience`` epochs without a lower validation loss, and keep the best parameters.
+        after ``patience`` epochs without a lower validation loss, and keep the best parameters. ``"settled"``: train on
+        all cells until ``patience`` epochs have hardly lowered the training loss.
     validation_fraction
         Share of the training cells (of the groups) that is held out for early stopping.
     patience
@@ -71,7 +72,9 @@ class MLPHead(ClassifierMixin, BaseEstimator):
     Notes
     -----
     Arithmetic is float32, or float64 where ``X`` is float64 (sooner exact than fast). The loss of a batch is its weighted mean, and cells of
-    weight zero are left out before anything is drawn, so they have no influence whatever.
+    weight zero are left out before anything is drawn, so they have no influence whatever. Ten epochs are few: how far
+    they get depends on the scale of the features, and a warning says where the loss was still falling at the end.
+    ``make_head("mlp")`` standardises and trains to convergence.
 
     Examples
     --------
@@ -93,7 +96,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):
         batch_size: int = 128,
         standardize: bool = False,
         class_weight: ClassWeight = None,
-        early_stopping: bool = False,
+        early_stopping: bool | Literal["settled"] = False,
         validation_fraction: float = 0.1,
         patience: int = 3,
         random_state: int | np.random.RandomState | np.random.Generator | None = None,

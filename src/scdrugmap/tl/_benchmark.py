@@ -33,6 +33,7 @@ STRATEGIES = ("frozen", "lora", "prompt")
 PRESETS: dict[str, dict[str, Any]] = {
     "published": {
         "split": "cell",
+        "head": "published",
         "duplicates": "ignore",
         "group_context": "mark",
         "metrics": ("f1", "auroc", "accuracy", "precision", "recall"),
@@ -40,7 +41,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "strict": {"levels": ("cell", "sample", "patient"), "baselines": inputs.BASELINES},
 }
 _DEFAULTS: dict[str, Any] = {
-    "split": "auto", "duplicates": "merge", "group_context": "refuse", "metrics": None,
+    "split": "auto", "head": "mlp", "duplicates": "merge", "group_context": "refuse", "metrics": None,
     "levels": ("cell", "sample"), "baselines": None,
 }  # fmt: skip
 
@@ -114,7 +115,8 @@ def benchmark(
     levels
         ``"cell"``, and ``"sample"`` and ``"patient"`` for metrics of the mean score per sample or patient.
     head
-        ``"mlp"``, ``"logistic"``, a scikit-learn classifier, or a list of them.
+        ``"mlp"`` (standardised and trained to convergence), ``"published"``, ``"logistic"``, a scikit-learn classifier,
+        or a list of them.
     head_options
         Parameters of the head.
     baselines
@@ -173,7 +175,7 @@ def benchmark(
     start = time.perf_counter()
     data = _anndata.resolve(adata, mod=mod)
     given = {
-        "split": split, "duplicates": duplicates, "group_context": group_context, "metrics": metrics,
+        "split": split, "head": head, "duplicates": duplicates, "group_context": group_context, "metrics": metrics,
         "levels": levels, "baselines": baselines,
     }  # fmt: skip
     args = _with_preset(preset, given)
@@ -192,7 +194,8 @@ def benchmark(
     )  # fmt: skip
     _warn_unlabelled(cells.y, label_key)
     partitions = make_partitions(cells, pairs, columns, n_folds=n_folds, test_size=test_size, seed=seed)
-    heads = [Head(h, dict(head_options or {})) for h in (head if isinstance(head, list | tuple) else [head])]
+    chosen = args["head"] if isinstance(args["head"], list | tuple) else [args["head"]]
+    heads = [Head(h, dict(head_options or {})) for h in chosen]
     _check_heads(heads)
     trivial, counts, probe = inputs.baseline_contenders(args["baselines"], data, layer, embed_options)
     asked = Asked(

@@ -75,9 +75,10 @@ def train(
         Column of ``obs`` (sample, patient ...) whose cells stay together in every inner split; by default ``sample``
         where there is such a column. ``False`` splits single cells.
     head
-        ``"mlp"`` (the published head), ``"logistic"``, or a scikit-learn classifier with ``predict_proba``.
+        ``"mlp"`` (standardised, trained to convergence), ``"published"`` (the published head), ``"logistic"``, or a
+        scikit-learn classifier with ``predict_proba``.
     head_options
-        Parameters of the head, for example ``{"standardize": True, "early_stopping": True}``.
+        Parameters of the head, for example ``{"epochs": 20}``.
     lora_options
         Fields of :class:`scdrugmap.response.LoRAOptions`: rank, epochs, learning rate, checkpoint folder ...
     calibrate
@@ -191,8 +192,8 @@ def _check_arguments(
     if use_rep is not None and (strategy == "lora" or checkpoint is not None or model_options):
         extra = "strategy='lora'" if strategy == "lora" else ", ".join([*model_options] or ["checkpoint"])
         raise InputError("use_rep", f"use_rep with {extra}", "model= for that", "pass model=<name> instead of use_rep.")
-    if strategy == "lora" and head != "mlp":
-        raise InputError("head", head, "'mlp': adapters are trained through the head", "leave head out.")
+    if strategy == "lora" and head not in ("mlp", "published"):
+        raise InputError("head", head, "'mlp' or 'published': adapters are trained through the head", "leave head out.")
     if strategy != "lora" and lora_options:
         raise InputError("lora_options", dict(lora_options), "None", "pass strategy='lora'.")
 

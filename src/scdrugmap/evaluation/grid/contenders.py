@@ -15,6 +15,11 @@ from scdrugmap._errors import InputError
 Predict = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
 
+#: What stands for a head in digests. Version 0.1 called the published head "mlp": its units go on as "published", and
+#: are never taken for those of the head that is called "mlp" now.
+_DIGESTED = {"published": "mlp", "mlp": "mlp, standardised and trained to convergence"}
+
+
 @dataclass(frozen=True, eq=False)
 class Head:
     """A classifier by name or as an estimator, and a digest of its parameters."""
@@ -31,6 +36,7 @@ class Head:
     def digest(self) -> str:
         """Digest of the kind and all parameters."""
         what = self.spec if isinstance(self.spec, str) else f"{type(self.spec).__module__}.{self.spec!r}"
+        what = _DIGESTED.get(what, what)
         return hashlib.sha256(repr((what, sorted(self.options.items()))).encode()).hexdigest()
 
 

@@ -313,7 +313,9 @@ def _execute(tasks: Sequence[Task], payload: Mapping[str, Any], n_jobs: int | No
         how = "generator_unordered" if streams else "list"
         parallel = joblib.Parallel(n_jobs=n_jobs, batch_size=1, return_as=how)
     # Large arrays travel as arguments of their own, which joblib maps into memory or scatters once.
-    torch = any(t.contender.kind in ("fitted", "custom") or "mlp" in {h.name for h in t.heads} for t in tasks)
+    torch = any(
+        t.contender.kind in ("fitted", "custom") or {"mlp", "published"} & {h.name for h in t.heads} for t in tasks
+    )
     jobs = (joblib.delayed(_numbered)(i, _light(t), t.contender.X, torch, **payload) for i, t in enumerate(tasks))
     for i, done in parallel(jobs):
         yield tasks[i], done
