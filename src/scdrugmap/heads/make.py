@@ -9,8 +9,8 @@ from scdrugmap._errors import InputTypeError, UnknownNameError
 HEADS = ("mlp", "published", "logistic")
 #: The default perceptron: its figures do not depend on the scale of the embedding, and it trains until nothing is gained.
 DEFAULT = {
-    "hidden": (64,), "standardize": True, "early_stopping": "settled", "epochs": 200, "lr": 1e-3, "patience": 10,
-    "validation_fraction": 0.2,
+    "hidden": (64,), "standardize": "overall", "early_stopping": "settled", "epochs": 200, "lr": 1e-3, "patience": 5,
+    "weight_decay": 1.0,
 }  # fmt: skip
 
 
@@ -20,9 +20,10 @@ def make_head(head: Any = "mlp", *, random_state: int | None = None, **params: A
     Parameters
     ----------
     head
-        ``"mlp"`` (a perceptron on standardised features, trained until held-out groups, or the training loss where no
-        group can be held out, say that nothing is gained), ``"published"`` (:class:`MLPHead` as it stands: ten epochs
-        without scaling), ``"logistic"`` (standardised features and logistic regression, the honest baseline), or an unfitted scikit-learn classifier with ``predict_proba``, which is cloned.
+        ``"mlp"`` (a perceptron of 64 units on centred features that are scaled by one number, trained with weight decay
+        until its loss has settled), ``"published"`` (:class:`MLPHead` as it stands: ten epochs without scaling),
+        ``"logistic"`` (standardised features and logistic regression, the honest baseline), or an unfitted scikit-learn
+        classifier with ``predict_proba``, which is cloned.
     random_state
         Seed; set on a given classifier only where it has such a parameter that is ``None``.
     params

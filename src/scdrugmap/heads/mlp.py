@@ -37,7 +37,9 @@ class MLPHead(ClassifierMixin, BaseEstimator):
     batch_size
         Cells per step.
     standardize
-        Scale every feature to zero mean and unit variance, measured on the training cells of ``fit`` alone.
+        Scale every feature to zero mean and unit variance, measured on the training cells of ``fit`` alone; or
+        (``"overall"``) to zero mean, and all by one number to a mean variance of one, so that what varies little in the
+        embedding still weighs little.
     class_weight
         ``"balanced"``, a mapping from label to weight, or ``None``.
     early_stopping
@@ -94,7 +96,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):
         lr: float = 1e-4,
         weight_decay: float = 0.01,
         batch_size: int = 128,
-        standardize: bool = False,
+        standardize: bool | Literal["overall"] = False,
         class_weight: ClassWeight = None,
         early_stopping: bool | Literal["settled"] = False,
         validation_fraction: float = 0.1,

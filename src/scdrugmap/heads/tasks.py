@@ -100,7 +100,8 @@ def _task(
     if held is not None:
         task.val_rows, task.val_weights = held, _weights(y, held, options.class_weight, weight)
     if options.standardize:
-        task.mean, task.scale = _mean_and_scale(X, at, None if weight is None else weight[at])
+        own = None if weight is None else weight[at]
+        task.mean, task.scale = _mean_and_scale(X, at, own, overall=options.standardize == "overall")
     return task
 
 
@@ -182,8 +183,13 @@ def _weights(y: np.ndarray, at: np.ndarray, class_weight: Any, weight: np.ndarra
     return own * compute_sample_weight(class_weight, y[at])
 
 
-def _mean_and_scale(X: np.ndarray, at: np.ndarray, weight: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of the features of some rows; a constant feature gets the scale one."""
+def _mean_and_scale(
+    X: np.ndarray, at: np.ndarray, weight: np.ndarray | None, *, overall: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of the features of some rows; a constant feature gets the scale one.
+
+    With ``overall`` all features get one scale, the root of their mean variance.
+    """
     weight = np.ones(len(at)) if weight is None else weight
     total, mean, square = weight.sum(), np.zeros(X.shape[1]), np.zeros(X.shape[1])  # (features,)
     for start in range(0, len(at), 4096):
@@ -192,7 +198,7 @@ def _mean_and_scale(X: np.ndarray, at: np.ndarray, weight: np.ndarray | None) ->
     for start in range(0, len(at), 4096):
         part, w = X[at[start : start + 4096]].astype(np.float64), weight[start : start + 4096]
         square += w @ (part - mean) ** 2 / total
-    scale = np.sqrt(square)
+    scale = np.full(X.shape[1], np.sqrt(square.mean())) if overall else np.sqrt(square)
     return mean.astype(X.dtype), np.where(scale > 1e-12, scale, 1).astype(X.dtype)
 
 
@@ -215,6 +221,7 @@ def _check_options(options: TrainOptions) -> None:
         "precision": (options.precision in ("float32", "bfloat16"), "'float32' or 'bfloat16'"),
         "patience": (options.patience >= 1, "1 or more"),
         "early_stopping": (options.early_stopping in (True, False, "settled"), "True, False or 'settled'"),
+        "standardize": (options.standardize in (True, False, "overall"), "True, False or 'overall'"),
     }
     for name, (fine, expected) in checks.items():
         if not fine:

@@ -36,7 +36,7 @@ class TrainOptions:
     lr: float
     weight_decay: float
     batch_size: int
-    standardize: bool
+    standardize: Any
     class_weight: Any
     early_stopping: Any
     validation_fraction: float

@@ -46,7 +46,7 @@ def aggregate(
 
 def level_groups(cells: Cohort, level: str) -> np.ndarray | None:
     """Return the column that a level aggregates over; ``None`` for cells."""
-    return None if level == "cell" else cells.sample if level == "sample" else cells.patient
+    return None if level in ("cell", ANSWERED) else cells.sample if level == "sample" else cells.patient
 
 
 def no_hit(y: np.ndarray, pred: np.ndarray) -> np.ndarray:
