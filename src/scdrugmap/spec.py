@@ -19,6 +19,7 @@ from scdrugmap._errors import SpecError, UnknownNameError
 Group = Literal["data", "model", "evaluation", "machine", "output"]
 Setting = Literal["pooled", "cross"]
 Strategy = Literal["frozen", "lora", "prompt"]
+Adapt = Literal["none", "study", "coral", "pathways"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 #: Arguments of tools that only Python can give.
 PYTHON_ONLY = frozenset({"adata", "copy", "progress", "on_unit"})
@@ -187,9 +188,14 @@ class TrainSpec(_Trained):
     checkpoint: Path | None = option(None, "model", "Official checkpoint: folder, file or registry variant.")
     groups: str | None = option(None, "data", "Column of obs whose cells stay together; by default sample.")
     context: str | None = option(None, "data", "Column of obs for models whose cells see each other.")
-    head: str = option("mlp", "model", "mlp or logistic.")
+    head: str = option("mlp", "model", "mlp, published or logistic.")
     head_options: dict[str, Any] | None = option(None, "model", "Parameter of the head as name=value; repeat it.")
     lora_options: dict[str, Any] | None = option(None, "model", "Parameter of the adapters as name=value; repeat it.")
+    adapt: Adapt = option(
+        "none", "model", "How a new study is brought to the training: none, study, coral or pathways."
+    )
+    study_key: str = option("study", "data", "Column of obs with the study.")
+    weight_key: str | None = option(None, "data", "Column of obs with the weight of each cell in training.")
     calibrate: Literal["sigmoid", "isotonic"] | None = option(
         None, "evaluation", "Calibrate the scores on held-out groups: sigmoid for few samples, isotonic for many."
     )
@@ -226,6 +232,12 @@ class PredictSpec(_Trained):
     key_added: str = option("response", "output", "First part of the names that are written.")
     n_shots: int = option(0, "evaluation", "Labelled cells (or samples) per class of the input that join.", ge=0)
     shot_unit: Literal["cell", "sample"] = option("cell", "evaluation", "Whether shots are cells or whole samples.")
+    shot_weight: float | None = option(
+        1.0, "evaluation", "Weight of all shots together relative to all cells of the reference.", gt=0
+    )
+    adapt: Adapt = option(
+        "none", "model", "How a new study is brought to the training: none, study, coral or pathways."
+    )
     sample_key: str | None = option(None, "data", "Column of obs with samples: adds a call for each of them.")
     conformal: bool | float | None = option(
         None, "evaluation", "Write prediction sets: true for the predictor's coverage, or another one."
@@ -246,9 +258,12 @@ class BenchmarkSpec(RunSpec):
 
     models: list[str] = option(..., "model", "Model or key of obsm; repeat it.", min_length=1, flag=["--model", "-m"])
     strategy: Strategy | list[Strategy] = option("frozen", "model", "frozen, lora or prompt; repeat it for several.")
-    head: str | list[str] = option("mlp", "model", "mlp or logistic; repeat it for both.")
+    head: str | list[str] = option("mlp", "model", "mlp, published or logistic; repeat it for several.")
     head_options: dict[str, Any] | None = option(None, "model", "Parameter of the head as name=value; repeat it.")
     lora_options: dict[str, Any] | None = option(None, "model", "Parameter of the adapters as name=value; repeat it.")
+    adapt: Adapt | list[Adapt] = option(
+        "none", "model", "How a new study is brought to the training: none, study, coral or pathways; repeat it."
+    )
     embed_options: dict[str, dict[str, Any]] | None = option(
         None, "model", "Arguments of embed per model, as name='{argument: value}'; repeat it."
     )

@@ -207,19 +207,46 @@ def _write_benchmark(spec: RunSpec, result: Any, as_json: bool) -> None:
     if as_json:
         print_table(result.summary(), "", as_json=True)
     else:
-        print_summary(
-            result,
-            f"{_listed(spec, 'setting')}, split by {_listed(spec, 'split')} [95 % interval over samples or studies]",
-        )
+        print_summary(result, f"{ways_of(result)} [95 % interval over samples, patients or studies]")
         console.print(f"wrote {spec.output}/: result/ (Parquet), results.csv, report.html, run.yaml")
+    rows = result.table[result.table["reason"].str.startswith("failed:")]
+    failed = [f"{model}: {reason}" for model, reason in rows[["model", "reason"]].drop_duplicates().to_numpy()]
     if missing:
         typer.echo("not evaluated: " + "; ".join(missing), err=True)
+    if failed:
+        typer.echo("\n".join(failed), err=True)
+    if missing or failed:
         raise typer.Exit(PARTLY)
 
 
-def _listed(spec: RunSpec, name: str) -> str:
-    value = getattr(spec, name)
-    return value if isinstance(value, str) else " and ".join(value)
+def ways_of(result: Any) -> str:
+    """Say how the cells were divided; a random split says what that means, wherever it is named."""
+    from scdrugmap._keys import SAME_SAMPLE
+
+    scores = result.table[result.table["setting"] != "probe"]
+    ways = scores[["setting", "split"]].drop_duplicates().itertuples(index=False, name=None)
+    return " and ".join(
+        f"{setting}, split by {split}" + (f" (random): {SAME_SAMPLE}" if split == "cell" else "")
+        for setting, split in ways
+    )
+
+
+def remarks_on(table: Any) -> list[str]:
+    """What a reader of a summary has to know: why values or intervals are missing, and where they are wide."""
+    from scdrugmap.evaluation.result.statistics import FEW_GROUPS
+
+    out = []
+    for reason, rows in table[table["reason"] != ""].groupby("reason", sort=False):
+        names = ", ".join(dict.fromkeys(rows["model"]))
+        out.append(f"{names}: {reason}" if rows["value"].isna().all() else str(reason))
+    shown = table[table["ci_low"].notna() & (table["n_groups"] < FEW_GROUPS)]
+    if len(shown):
+        out.append(f"intervals rest on {shown['n_groups'].min()} samples or studies only")
+    kept = ("without an answer", "folds:", "from calls")
+    for model, notes in table.groupby("model", sort=False)["note"]:
+        said = dict.fromkeys(part for note in notes for part in note.split("; ") if any(k in part for k in kept))
+        out += [f"{model}: {part}" for part in said]
+    return list(dict.fromkeys(out))
 
 
 def run_report(results: Path, output: Path) -> None:
@@ -254,3 +281,5 @@ def print_summary(result: Any, title: str) -> None:
         else list(dict.fromkeys(table["model"]))
     )  # fmt: skip
     print_table(wide.reset_index(), title)
+    for remark in remarks_on(table):
+        console.print(remark)

@@ -16,7 +16,8 @@ from scdrugmap import __version__, _anndata
 from scdrugmap._cohort import call
 from scdrugmap._device import Engine
 from scdrugmap._errors import CheckpointError, InputError, InputTypeError, ScDrugMapError
-from scdrugmap._keys import CLASSES
+from scdrugmap._keys import CLASSES, KEYS
+from scdrugmap.heads.adapt import Adaptation
 from scdrugmap.heads.crossfit import margins
 from scdrugmap.heads.mlp import MLPHead
 from scdrugmap.predictor.query import judge_query
@@ -74,6 +75,8 @@ class ResponsePredictor:
         How far the calls of held-out groups were off in training.
     shift
         What a query is compared with.
+    adaptation
+        How cells of another study are brought to those of the training, where that was asked for.
 
     Examples
     --------
@@ -94,6 +97,7 @@ class ResponsePredictor:
     threshold: float = 0.5
     errors: SampleErrors | None = None
     shift: ShiftReference | None = None
+    adaptation: Adaptation | None = None
 
     def features(
         self,
@@ -125,7 +129,12 @@ class ResponsePredictor:
         """
         _anndata.refuse_empty(_anndata.resolve(adata, mod=mod))
         engine = Engine(device, precision, batch_size, progress)
-        return self.representation.features(adata, mod, engine, layer=layer)
+        X = self.representation.features(adata, mod, engine, layer=layer)
+        if self.adaptation is None:
+            return X
+        obs, key = _anndata.resolve(adata, mod=mod).obs, self.training.get("study_key", KEYS.study)
+        study = obs[key].astype(str).to_numpy() if key in obs else np.full(len(obs), "query")
+        return self.adaptation(X, study)
 
     def predict_features(
         self, X: np.ndarray, *, category: np.ndarray | None = None, coverage: float | None = None
@@ -389,6 +398,8 @@ class ResponsePredictor:
             part = getattr(self, name)
             if part is not None:
                 extras |= {f"{name}.{k}": v for k, v in part.state().items()}
+        if self.adaptation is not None:
+            extras |= {f"adaptation.{k}": v for k, v in self.adaptation.arrays.items()}
         write_arrays(folder / "extras.safetensors", extras)
         (folder / "README.md").write_text(self.card, encoding="utf-8")
         return {
@@ -403,6 +414,7 @@ class ResponsePredictor:
             "ood": self.ood and {"threshold": self.ood.threshold, "n_neighbors": self.ood.n_neighbors},
             "errors": self.errors and {},
             "shift": self.shift and self.shift.meta(),
+            "adaptation": self.adaptation and {"kind": self.adaptation.kind, "studies": list(self.adaptation.studies)},
             "training": self.training,
             "genes": genes,
             "model_texts": model_texts,
@@ -481,6 +493,10 @@ def _assemble(
         arrays = {k.removeprefix(f"{name}."): v for k, v in extras.items() if k.startswith(f"{name}.")}
         if meta is not None:
             parts[name] = kind.from_state(meta["method"] if name == "calibration" else meta, arrays)
+    about = manifest.get("adaptation")
+    if about is not None:
+        arrays = {k.removeprefix("adaptation."): v for k, v in extras.items() if k.startswith("adaptation.")}
+        parts["adaptation"] = Adaptation(about["kind"], arrays, tuple(about["studies"]))
     return ResponsePredictor(
         load_head(manifest["head"], read_arrays(folder / "head.safetensors")),
         _load_representation(folder, manifest, checkpoint, model),

@@ -103,6 +103,7 @@ def train_head(
     category: np.ndarray | None = None,
     refit: Refit | None = None,
     seed: int = 0,
+    weight: np.ndarray | None = None,
 ) -> Trained:
     """Fit ``head`` on all cells, and calibration and conformal sets on scores of held-out groups.
 
@@ -125,13 +126,15 @@ def train_head(
         rows sees them, so that held-out cells have no part in it.
     seed
         Seed of the splits and of the draw of anchors.
+    weight
+        Weight of each cell in training.
 
     Returns
     -------
     The fitted head and what was learnt beside it.
     """
     names = np.asarray(CLASSES)[y]
-    fitted = fit_with(head, X, names, groups)
+    fitted = fit_with(head, X, names, groups, weight)
     summary: dict[str, Any] = {"n_features": int(X.shape[1])}
     if isinstance(fitted, MLPHead):
         summary |= {"epochs_kept": int(fitted.n_iter_), "training_loss": float(fitted.loss_curve_[fitted.n_iter_ - 1])}
@@ -139,7 +142,7 @@ def train_head(
     margin = None
     if folds:
         try:
-            margin = _held_out(head, X, names, folds, groups, refit)
+            margin = _held_out(head, X, names, folds, groups, refit, weight)
             summary["held_out"] = {"folds": len(folds), **held_out_metrics(margin, y)}
         except InputError as error:  # an inner split of the head may find fewer groups in a fold than it needs
             if trust.held_out:
@@ -265,13 +268,15 @@ def _held_out(
     folds: list[tuple[np.ndarray, np.ndarray]],
     groups: np.ndarray | None,
     refit: Refit | None,
+    weight: np.ndarray | None,
 ) -> np.ndarray:
     """Log-odds of every cell from a head, and a representation, that have not seen it."""
     if refit is None:
-        return held_out_margins(head, X, names, folds, groups)
+        return held_out_margins(head, X, names, folds, groups, weight)
     out = np.empty(len(names))
     for train, test in folds:
         features = refit(train)  # (cells, features), all cells under a representation fitted on ``train``
-        model = fit_with(head, features[train], names[train], None if groups is None else groups[train])
+        own = [None if v is None else v[train] for v in (groups, weight)]
+        model = fit_with(head, features[train], names[train], *own)
         out[test] = margins(model, features[test])
     return out

@@ -38,6 +38,8 @@ def predict_response(
     key_added: str = "response",
     n_shots: int = 0,
     shot_unit: Literal["cell", "sample"] = "cell",
+    shot_weight: float | None = 1.0,
+    adapt: Literal["none", "study", "coral", "pathways"] = "none",
     label_key: str = "response",
     sample_key: str | None = None,
     conformal: bool | float | None = None,
@@ -77,6 +79,10 @@ def predict_response(
         ``strategy="prompt"`` the examples per class in a prompt.
     shot_unit
         Whether shots are cells or whole samples.
+    shot_weight
+        Weight of all shots together relative to all cells of ``reference``; ``None`` gives every cell the weight one.
+    adapt
+        As in :func:`train`; a predictor that is given has its own.
     label_key
         Column of ``obs`` with the labels of ``reference``, and of ``adata`` where shots are drawn.
     sample_key
@@ -158,8 +164,8 @@ def predict_response(
     if strategy == "prompt":
         given = {
             "predictor": predictor, "use_rep": use_rep, "sample_key": sample_key, "conformal": conformal, "ood": ood,
-            "abstain": abstain, "batch_size": batch_size, "device": device, "precision": precision,
-            "checkpoint": checkpoint,
+            "abstain": abstain, "adapt": None if adapt == "none" else adapt, "batch_size": batch_size, "device": device,
+            "precision": precision, "checkpoint": checkpoint,
         }  # fmt: skip
         for name, value in given.items():
             if value is not None:
@@ -177,7 +183,7 @@ def predict_response(
     shots = np.empty(0, dtype=np.int64)
     if predictor is not None:
         extra = [k for k, v in {"model": model, "use_rep": use_rep, "reference": reference}.items() if v is not None]
-        extra += ["n_shots"] * bool(n_shots) + list(options)
+        extra += ["n_shots"] * bool(n_shots) + ["adapt"] * (adapt != "none") + list(options)
         if extra:
             raise InputError("predictor", f"predictor with {', '.join(extra)}", "either", "leave one of the two out.")
         from scdrugmap.tl._train import load_any
@@ -185,9 +191,9 @@ def predict_response(
         trained = load_any(predictor, checkpoint)
     else:
         trained, shots = _train_here(
-            edit.root, edit.adata, model, use_rep, reference, strategy, n_shots, shot_unit, label_key, samples, seed, mod,
+            edit.root, edit.adata, model, use_rep, reference, strategy, n_shots, shot_unit, shot_weight, label_key, samples, seed, mod,
             {"layer": layer, "checkpoint": checkpoint, "batch_size": batch_size, "device": device, "precision": precision, "progress": progress,
-             "conformal": bool(conformal) if conformal is None else conformal, "ood": bool(ood), **options},
+             "adapt": adapt, "conformal": bool(conformal) if conformal is None else conformal, "ood": bool(ood), **options},
         )  # fmt: skip
     if (conformal or abstain == "set") and trained.conformal is None:
         raise InputError("conformal", conformal, "a predictor with prediction sets", "train with conformal=0.9.")
@@ -286,6 +292,7 @@ def _train_here(
     strategy: Any,
     n_shots: int,
     shot_unit: Any,
+    shot_weight: float | None,
     label_key: str,
     samples: pd.Series | None,
     seed: int,
@@ -315,7 +322,14 @@ def _train_here(
         samples = adata.obs[KEYS.sample].astype(str)
     y = encode(_anndata.obs_column(adata, label_key, "label_key"))
     rows = draw_shots(y, n_shots, samples=None if samples is None else samples.to_numpy(), unit=shot_unit, rng=seed)
+    if shot_weight is not None and not shot_weight > 0:
+        raise InputError("shot_weight", shot_weight, "None, or more than 0", "pass 1.")
     training = _with_shots(reference, adata[rows], options.get("groups"))
+    if reference is not None and shot_weight is not None and strategy != "lora":
+        shot = (training.obs["_origin"] == "query").to_numpy()
+        labelled = (encode(training.obs[label_key]) >= 0).sum() - shot.sum()
+        training.obs["_weight"] = np.where(shot, shot_weight * labelled / shot.sum(), 1.0)
+        options = options | {"weight_key": "_weight"}
     return train(training, model, use_rep=use_rep, strategy=strategy, label_key=label_key, rng=seed, **options), rows
 
 
