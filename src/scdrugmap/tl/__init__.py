@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_leakage_report": ["leakage_report"],
         "_predict_response": ["predict_response"],
         "_profile": ["profile"],
+        "_recommend": ["Recommendation", "recommend"],
         "_train": ["train"],
     },
 )
