@@ -314,7 +314,9 @@ class ReproduceSpec(Spec):
     )  # fmt: skip
     n_folds: int = option(10, "evaluation", "Folds of the pooled setting.", ge=2)
     lora_models: list[str] | None = option(None, "model", "Models to fine-tune; by default all that can be.")
-    lora_by: list[Category] | None = option(None, "evaluation", "Columns of the fine-tuned runs; by default those of by.")
+    lora_by: list[Category] | None = option(
+        None, "evaluation", "Columns of the fine-tuned runs; by default those of by."
+    )
     lora_options: dict[str, Any] | None = option(None, "model", "Parameter of the adapters as name=value; repeat it.")
     shots: list[int] = option(
         [0, 1, 4, 16], "evaluation", "Labelled cells per class of the left-out study that join; empty for no curve."
@@ -331,6 +333,9 @@ class ReproduceSpec(Spec):
     )
     predictors: bool = option(False, "output", "Also pack one calibrated predictor per drug class and tissue.")
     push_to: str | None = option(None, "output", "Owner on the Hugging Face hub that packed predictors go to.")
+    labels: Path | None = option(
+        None, "data", "CSV for studies whose source has no labels: dataset, response, and cell, sample or neither."
+    )
     source: Literal["auto", "published", "drmref", "geo"] = option("auto", "data", "Where studies come from.")
     dask: str | None = option(None, "machine", "Address of a Dask scheduler that the grids run on.")
     n_jobs: int | None = option(None, "machine", "Parallel processes; -1 for all cores.")
@@ -338,6 +343,9 @@ class ReproduceSpec(Spec):
     batch_size: int | None = option(None, "machine", "Most cells in one forward pass.", gt=0)
     measure: bool = option(True, "machine", "Measure the speed of the models for the hours of the plan.")
     seed: int = option(0, "machine", "Seed of everything random in the run.", ge=0)
+    inputs: dict[str, Any] | None = option(
+        None, "data", "Digests of the inputs, as run.yaml holds them; an input that differs is listed."
+    )
     plan: bool = option(False, "output", "Show the plan and end.")
     yes: bool = option(False, "output", "Accept the plan, and the licences in it, without a question.")
 

@@ -103,7 +103,9 @@ def recommend(
     mod: Annotated[str, typer.Option(help="Modality of a MuData.")] = "rna",
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of cells and folds.")] = 0,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the table (.csv, .parquet).")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write the table (.csv, .parquet).")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what each model can do with these cells on this machine, and which is best where one is. No download."""

@@ -40,7 +40,9 @@ def run_reproduce(spec: ReproduceSpec, as_json: bool) -> None:
             raise typer.Exit(USAGE)
     done = run_plan(plan)
     if as_json:
-        print_json(store=str(spec.store), tables=sorted(done.tables), figures=sorted(done.figures), missing=done.missing)
+        print_json(
+            store=str(spec.store), tables=sorted(done.tables), figures=sorted(done.figures), missing=done.missing
+        )
     else:
         console.print(str(done), soft_wrap=True)
     if done.missing:

@@ -79,9 +79,11 @@ class Plan:
     def _what(self) -> list[str]:
         lines = [f"Plan: figures {', '.join(self.spec.figures)}, written to {self.spec.store}"]
         for name, table in (("data sets", self.studies), ("checkpoints", self.checkpoints)):
-            got = int((~table["to_fetch"] & table["reachable"]).sum()) if len(table) else 0
+            got = int(table["here"].sum()) if len(table) else 0
             gone = table.loc[~table["reachable"], "name"].tolist() if len(table) else []
-            lines.append(f"{len(table)} {name}, {got} of them on this machine" + (f": {_names(table)}" if len(table) else ""))
+            lines.append(
+                f"{len(table)} {name}, {got} of them on this machine" + (f": {_names(table)}" if len(table) else "")
+            )
             if gone:
                 lines.append(f"  no address that a program can fetch: {short_list(gone)}; register them by hand")
         gb, unknown = self.known_bytes / 1e9, self.n_unknown
@@ -137,8 +139,9 @@ def make_plan(spec: ReproduceSpec) -> Plan:
     return Plan(spec, studies, checkpoints, accept, hours, _prompts(spec, chosen, studies))
 
 
-FACTS = ["name", "entry", "bytes", "to_fetch", "reachable", "licence", "accept"]
+FACTS = ["name", "entry", "bytes", "here", "to_fetch", "reachable", "licence", "accept"]
 HOURS = ["step", "model", "hours", "basis"]
+SPEEDS = ["model", "cells_per_second", "training_cells_per_second", "n_parameters", "basis"]
 
 
 def _study_table(chosen: Chosen) -> pd.DataFrame:
@@ -164,18 +167,18 @@ def _facts(name: str, entry: Entry | None) -> dict[str, Any]:
     from scdrugmap.settings import settings
 
     if entry is None:
-        return dict(zip(FACTS, (name, "", np.nan, False, False, "", ""), strict=True))
+        return dict(zip(FACTS, (name, "", np.nan, False, False, False, "", ""), strict=True))
     here = download.where(entry.kind, entry.key) is not None
     reachable = here or bool(settings.mirror) or all(f.urls for f in entry.files if f.required)
     size = np.nan if entry.size is None else float(entry.size)
     accept = licence_line(entry) if entry.needs_acceptance and not here else ""
-    values = (name, entry.key, size, not here and reachable, reachable, entry.licence, accept)
+    values = (name, entry.key, size, here, not here and reachable, reachable, entry.licence, accept)
     return dict(zip(FACTS, values, strict=True))
 
 
 def _hours(spec: ReproduceSpec, chosen: Chosen, cells: int) -> pd.DataFrame:
     """Hours to embed all cells once with each model, and to fine-tune and apply it in every fold."""
-    speeds = speed_table(chosen, spec.device) if spec.measure else pd.DataFrame()
+    speeds = speed_table(chosen, spec.device) if spec.measure else pd.DataFrame(columns=SPEEDS)
     rows = []
     tuned = {c.name for c in _tuned(spec, chosen)}
     # A cell trains in all folds but one and is tested in that; 3 epochs, and once more to predict.
@@ -239,7 +242,7 @@ def speed_table(chosen: Chosen, device: str | None) -> pd.DataFrame:
         )  # fmt: skip
     for card, why in left:
         rows.append(_scaled(card, rows, why))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=SPEEDS)
 
 
 def _scaled(card: Any, rows: list[dict[str, Any]], why: str) -> dict[str, Any]:

@@ -126,7 +126,9 @@ def recommend(
     cells = _anndata.resolve(adata, mod=mod)
     _anndata.refuse_empty(cells, genes=True)
     if seconds < 0 or n_cells < 1:
-        raise InputError("seconds or n_cells", (seconds, n_cells), "0 s or more, and one cell or more", "use 2 and 2000.")
+        raise InputError(
+            "seconds or n_cells", (seconds, n_cells), "0 s or more, and one cell or more", "use 2 and 2000."
+        )
     every = [c for c in map(registry.info, registry.keys()) if c.kind == "network"]
     names = [models] if isinstance(models, str) else list(models)
     cards = every if models == "all" else [registry.info(n) for n in names]
@@ -339,7 +341,9 @@ def verdict(table: pd.DataFrame, metric: str, why: str) -> tuple[str, str | None
     choice = table[table["left_out"] == ""]
     if metric not in table:
         seen = choice.dropna(subset=["of_counts"]).sort_values("of_counts", ascending=False, kind="stable")
-        best = f"; {seen.iloc[0]['model']} sees most of the counts ({seen.iloc[0]['of_counts']:.0%})" if len(seen) else ""
+        best = (
+            f"; {seen.iloc[0]['model']} sees most of the counts ({seen.iloc[0]['of_counts']:.0%})" if len(seen) else ""
+        )
         return f"No model can be recommended over another, for {why}{best}.", None
     probed = choice.dropna(subset=[metric]).sort_values(metric, ascending=False, kind="stable")
     if probed.empty:
@@ -349,6 +353,11 @@ def verdict(table: pd.DataFrame, metric: str, why: str) -> tuple[str, str | None
     rest = probed.iloc[1:]
     over = rest[~(rest["ci_high"] < first["ci_low"])]
     if len(rest) and over.empty and np.isfinite(first["ci_low"]):
-        return f"{shown} is better than every other representation that was probed, on samples left out.", first["model"]
+        return f"{shown} is better than every other representation that was probed, on samples left out.", first[
+            "model"
+        ]
     names = ", ".join(over["model"]) or "the others"
-    return f"No winner: {shown} is the highest, and its interval overlaps with {names}; take the cheapest of them.", None
+    return (
+        f"No winner: {shown} is the highest, and its interval overlaps with {names}; take the cheapest of them.",
+        None,
+    )

@@ -158,7 +158,13 @@ def _cell(row: Any) -> dict[str, Any]:
         return {"value": "n/a", "interval": "", "floor": "", "why": row.reason, "beats": False}
     bounds = "" if np.isnan(row.ci_low) else f"{row.ci_low:.2f} to {row.ci_high:.2f}"
     floor = "" if np.isnan(row.floor) else f"{row.floor:.3f}"
-    return {"value": f"{row.value:.3f}", "interval": bounds, "floor": floor, "why": row.reason, "beats": row.beats_floor}
+    return {
+        "value": f"{row.value:.3f}",
+        "interval": bounds,
+        "floor": floor,
+        "why": row.reason,
+        "beats": row.beats_floor,
+    }
 
 
 def _shown(frame: pd.DataFrame) -> pd.DataFrame:
