@@ -58,6 +58,10 @@ def markdown(predictor: Any) -> str:
         lines += ["", "## Adapters", "", _table(t["lora"])]
     lines += ["", "## Worth", "", *_worth(predictor.worth)]
     lines += ["", "## Trust", "", _table(_trust(predictor))]
+    if "leave_study_out" in t:
+        lines += ["", "## On studies left out", "", _table(t["leave_study_out"])]
+    if "not_for" in t:
+        lines += ["", "## Not for", "", *(f"- {use}" for use in t["not_for"])]
     lines += [
         "",
         "## Limits",
