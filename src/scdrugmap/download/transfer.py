@@ -88,6 +88,7 @@ def within(seconds: float, function: Callable[[], _T]) -> _T:
     done, box = threading.Event(), Queue[tuple[bool, Any]](1)
 
     def work() -> None:
+        outcome: tuple[bool, Any]
         try:
             outcome = True, function()
         except BaseException as error:  # noqa: BLE001  handed to the caller
