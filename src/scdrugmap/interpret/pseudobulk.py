@@ -46,6 +46,32 @@ class Pseudobulk:
         return replace(self, counts=self.counts[units], detected=self.detected[units], n_cells=self.n_cells[units])
 
 
+@dataclass(frozen=True, eq=False)
+class Units:
+    """What is compared: one row per sample and label.
+
+    Parameters
+    ----------
+    y
+        ``(units,)`` 1 sensitive, 0 resistant.
+    study
+        ``(units,)`` study of each unit; units of different studies are never compared with each other.
+    block
+        ``(units,)`` patient (or sample) that may hold units of both labels.
+    names
+        ``(units,)`` sample of each unit.
+    """
+
+    y: np.ndarray
+    study: np.ndarray
+    block: np.ndarray
+    names: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Units:
+        """Return some units."""
+        return Units(self.y[rows], self.study[rows], self.block[rows], self.names[rows])
+
+
 def pseudobulk(source: CountSource, codes: np.ndarray, n_units: int, block: int = BLOCK) -> Pseudobulk:
     """Sum counts over units, block by block.
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from scdrugmap._cohort import Cohort
-    from scdrugmap.interpret.biomarkers import Comparison, Units
-    from scdrugmap.interpret.pseudobulk import Pseudobulk
+    from scdrugmap.interpret.biomarkers import Comparison
+    from scdrugmap.interpret.pseudobulk import Pseudobulk, Units
 
 METHODS = ("pseudobulk",)
 ENGINES = ("moderated", "deseq2")
@@ -172,8 +172,7 @@ def bulk_of(
 ) -> tuple[Pseudobulk, Units, np.ndarray, list[str]]:
     """Sum counts per sample and label; also returns the first cell of each unit, and the names of units left out."""
     from scdrugmap.embedding.source import CountSource
-    from scdrugmap.interpret.biomarkers import Units
-    from scdrugmap.interpret.pseudobulk import pseudobulk
+    from scdrugmap.interpret.pseudobulk import Units, pseudobulk
     from scdrugmap.models.kit.values import check_values
 
     chosen = cells & (cohort.y >= 0)
