@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
+from scdrugmap.models.kit.values import check_values
+
 if TYPE_CHECKING:
     from scdrugmap.embedding.source import CountSource
 
@@ -70,6 +72,18 @@ class Units:
     def take(self, rows: np.ndarray) -> Units:
         """Return some units."""
         return Units(self.y[rows], self.study[rows], self.block[rows], self.names[rows])
+
+
+def check_counts(source: CountSource, caller: str) -> None:
+    """Refuse anything but raw counts, in whatever cell it stands, before anything is computed.
+
+    Raises
+    ------
+    InputError
+        On NaN, infinity, negative values or fractions.
+    """
+    for _, X in source.blocks(BLOCK):
+        check_values(X, counts=True, model=caller)
 
 
 def pseudobulk(source: CountSource, codes: np.ndarray, n_units: int, block: int = BLOCK) -> Pseudobulk:
