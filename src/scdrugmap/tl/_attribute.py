@@ -179,13 +179,13 @@ def open_explainer(
     from scdrugmap._cohort import encode
     from scdrugmap.embedding.source import CountSource
     from scdrugmap.interpret.attribution import Explainer, reference_of
+    from scdrugmap.interpret.pseudobulk import check_counts
     from scdrugmap.interpret.scoring import Scorer
-    from scdrugmap.models.kit.values import check_values
     from scdrugmap.predictor.representation import NetworkRepresentation
 
     scorer = Scorer(trained, adata, layer=layer, device=device)
     source = CountSource(scorer.counts)
-    check_values(source[: min(256, adata.n_obs)], counts=True, model="sd.tl.attribute")
+    check_counts(source, "sd.tl.attribute")
     y = encode(adata.obs[KEYS.response]) if KEYS.response in adata.obs else None
     # Near the empty cell a network that begins with sums and norms is all but singular.
     dense = not isinstance(trained.representation, NetworkRepresentation) or scorer.network.card.context == "group"

@@ -144,14 +144,16 @@ class _Subject:
     ) -> None:
         from scdrugmap.embedding.source import CountSource
         from scdrugmap.interpret.attribution import chosen_cells
+        from scdrugmap.interpret.pseudobulk import check_counts
         from scdrugmap.interpret.scoring import Scorer
 
         names = np.full(adata.n_obs, "all")
         if by in adata.obs or by != KEYS.sample:
             names = _anndata.obs_column(adata, by, "by").astype(str).to_numpy()
         rows = chosen_cells(names, most, np.random.default_rng(seed))
-        scorer = Scorer(trained, adata, layer=layer, device=device)
-        self.counts, self.samples = CountSource(scorer.counts)[rows], names[rows]
+        source = CountSource(Scorer(trained, adata, layer=layer, device=device).counts)
+        check_counts(source, "sd.tl.attribution_report")
+        self.counts, self.samples = source[rows], names[rows]
         cut = adata[rows].to_memory() if adata.isbacked else adata[rows].copy()
         self.adata, self.layer, self.device, self.n_steps, self.seed = cut, layer, device, n_steps, seed
         self.scorer = Scorer(trained, cut, layer=layer, device=device)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from scdrugmap._cohort import Cohort
-    from scdrugmap.interpret.biomarkers import Comparison, Units
-    from scdrugmap.interpret.pseudobulk import Pseudobulk
+    from scdrugmap.interpret.biomarkers import Comparison
+    from scdrugmap.interpret.pseudobulk import Pseudobulk, Units
 
 METHODS = ("pseudobulk",)
 ENGINES = ("moderated", "deseq2")
@@ -172,15 +172,13 @@ def bulk_of(
 ) -> tuple[Pseudobulk, Units, np.ndarray, list[str]]:
     """Sum counts per sample and label; also returns the first cell of each unit, and the names of units left out."""
     from scdrugmap.embedding.source import CountSource
-    from scdrugmap.interpret.biomarkers import Units
-    from scdrugmap.interpret.pseudobulk import pseudobulk
-    from scdrugmap.models.kit.values import check_values
+    from scdrugmap.interpret.pseudobulk import Units, check_counts, pseudobulk
 
     chosen = cells & (cohort.y >= 0)
     names = pd.Series(cohort.sample.astype(str)) + "\x1f" + pd.Series(cohort.y.astype(str))
     codes, found = pd.factorize(names.where(chosen))
     source = CountSource(_anndata.counts(adata, layer))
-    check_values(source[: min(256, source.shape[0])], counts=True, model="sd.tl.biomarkers")
+    check_counts(source, "sd.tl.biomarkers")
     bulk = pseudobulk(source, codes, len(found))
     large = bulk.n_cells >= min_cells
     first = pd.Series(np.arange(len(codes))).groupby(codes).first()
