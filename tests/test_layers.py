@@ -30,7 +30,7 @@ ORDER = [
     ("genes",),
     ("download",),
     ("spec",),
-    ("_anndata", "_cohort"),
+    ("_anndata", "_labels", "_cohort"),
     ("models/kit",),
     ("models",),
     ("embedding",),
@@ -48,6 +48,7 @@ ORDER = [
     ("evaluation", "response"),
     ("pp", "pl"),
     ("tl",),
+    ("study",),
     ("testing",),
     ("cli", "web"),
 ]

@@ -23,7 +23,9 @@ TYPED = {
     "group_context": ("mark", "mark"), "shot_unit": ("sample", "sample"), "test_size": ("0.25", 0.25),
     "options": ("a-b=[1, x]", {"a_b": [1, "x"]}), "head_options": ("epochs=3", {"epochs": 3}),
     "lora_options": ("rank=4", {"rank": 4}), "embed_options": ("scvi={max_epochs: 2}", {"scvi": {"max_epochs": 2}}),
-    "split": ("patient", "patient"), "head": ("logistic", "logistic"), "use_rep": ("X_a", "X_a"),
+    "split": ("patient", "patient"), "adapt": ("coral", "coral"), "shot_weight": ("2", 2),
+    "head": ("logistic", "logistic"), "use_rep": ("X_a", "X_a"),
+    ("explain", "store"): ("cells", "cells"), "method": ("ig", "ig"),
 }  # fmt: skip
 
 
@@ -74,13 +76,14 @@ def test_every_field_can_be_shown_in_a_form(name, field):
 def test_every_flag_fills_its_field(typed, name, field):
     about = TOOLS[name].model_fields[field]
     needed = {"input": "a.h5ad", "output": "out", "model": "pca", "models": "pca"}
+    needed |= {"predictor": "p"} if name == "explain" else {}
     given = {n: v for n, v in needed.items() if n in TOOLS[name].model_fields and n != field}
     if field == "use_rep":
         given.pop("model")
     flag = (extra_of(about).get("flag") or ["--" + field.replace("_", "-")])[0]
     kind = str(about.annotation)
     plain = ("7", 7) if "int" in kind and "str" not in kind else ("word", Path("word") if "Path" in kind else "word")
-    text, value = TYPED.get(field, plain)
+    text, value = TYPED.get((name, field), TYPED.get(field, plain))
     if field not in TYPED and "list[" in kind:
         value = [value]
     value = (value,) if "tuple[" in kind else value

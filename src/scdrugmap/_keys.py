@@ -7,6 +7,8 @@ from dataclasses import dataclass
 RESISTANT, SENSITIVE = "resistant", "sensitive"
 #: Categories of every label and prediction, in this order; the positive class is the last.
 CLASSES = (RESISTANT, SENSITIVE)
+#: Their colours, in the same order: red and blue that colour-blind readers tell apart, and that differ in grey.
+CLASS_COLOURS = ("#d6604d", "#1f4e8c")
 #: What every table, figure and page says beside a random split of cells.
 SAME_SAMPLE = "cells of one sample on both sides"
 
@@ -39,6 +41,16 @@ class Keys:
     concat: str = "scdrugmap_concat"
     labels: str = "scdrugmap_labels"
     provenance: str = "provenance"
+    biomarkers: str = "biomarkers"
+    attribution: str = "attribution"
+    perturbation: str = "perturbation"
+    pathways: str = "pathways"
+    simulation: str = "simulation"
+    # obs and uns, written by the tools of interpretation
+    attributed: str = "attributed"
+    attribution_gap: str = "attribution_gap"
+    record: str = "_record"
+    ranking: str = "_ranking"
 
     @staticmethod
     def embedding(key: str) -> str:

@@ -246,7 +246,7 @@ def test_bad_labels_are_reported():
     with pytest.raises(InputError, match="0 resistant, 240 sensitive"):
         sd.tl.train(adata, "pca", **QUICK)
     adata.obs["response"] = np.where(np.arange(240) % 2, "R", "NR")
-    with pytest.raises(InputError, match=r"'r' \(120 cells\).*map"):
+    with pytest.raises(InputError, match=r"'R' \(120 cells\).*harmonize_response\(adata, 'response', mapping="):
         sd.tl.train(adata, "pca", **QUICK)
     with pytest.raises(MissingKeyError, match="label_key"):
         sd.tl.train(adata, "pca", label_key="nothing", **QUICK)

@@ -93,8 +93,9 @@ def _matches(column: str, values: pd.Series, wanted: Any) -> pd.Series:
     """Rows whose value is, or for combinations contains, one of those wanted."""
     several = isinstance(wanted, Iterable) and not isinstance(wanted, str)
     wishes = {normalise(str(w)) for w in (wanted if several else [wanted])}
-    if values.dtype != object:
+    if not all(isinstance(v, str) for v in values):
         return values.map(lambda v: normalise(str(v)) in wishes).astype(bool)
+    values = values.astype(object)  # text columns of their own type turn sets into arrays
     combined = column in ("drug", "drug_class")
     parts = values.map(lambda v: {normalise(p) for p in (v.split(" + ") if combined else [])} | {normalise(v)})
     unknown = wishes - set().union(*parts)

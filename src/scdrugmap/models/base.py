@@ -131,6 +131,12 @@ class NetworkModel(Model):
     def collate(self, tokens: Tokens) -> Batch:
         """Pad sequences into the tensors of one forward pass, on the CPU."""
 
+    def token_columns(self, tokens: Tokens, counts: Counts) -> np.ndarray:
+        """Column of ``counts`` that each token stands for, ``(total,)``; -1 for a token that stands for no gene."""
+        order = np.argsort(counts.ids, kind="stable")
+        place = np.minimum(np.searchsorted(counts.ids, tokens.ids, sorter=order), len(order) - 1)
+        return np.where(counts.ids[order[place]] == tokens.ids, order[place], -1)
+
     #: The engine's blocks hold a multiple of this many rows; only recipes with fixed batches need it.
     block_multiple: int = 1
 

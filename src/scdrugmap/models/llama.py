@@ -220,6 +220,20 @@ class Llama(NetworkModel):
             usable[:] = True
         return Tokens(ends, out, None, usable)
 
+    def token_columns(self, tokens: Tokens, counts: Counts) -> np.ndarray:
+        """Column of ``counts`` that each token is a piece of; only for the paper's sentences, cut word by word."""
+        encoded, words, offsets = self._ranked(counts)
+        if self.options.text != "paper" or not encoded.independent:
+            return np.full(len(tokens.ids), -1)
+        rows, place = tokens.positions()
+        out = np.full(len(tokens.ids), -1)
+        own = place >= len(self.begin)
+        lengths = encoded.lengths[words]
+        first = np.concatenate([[0], np.cumsum(lengths)])[offsets[:-1]]
+        columns = np.repeat(words % len(counts.genes), lengths)
+        out[own] = columns[first[rows[own]] + place[own] - len(self.begin)]
+        return out
+
     def _ranked(self, counts: Counts) -> tuple[WordTokens, np.ndarray, np.ndarray]:
         """Words of the paper's sentences: each symbol as the first word, then each with a space before it."""
         if self._words[0] is not counts.genes or self._words[1] is None:

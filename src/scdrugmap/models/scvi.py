@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
@@ -85,19 +85,29 @@ class SCVI(FittedModel):
         """Return ``(n, n_latent)`` float32 posterior means."""
         counts = counts_over(X, genes, self.genes_, self.card.name)
         with _quiet_and_seeded(self.options.seed):
-            # One empty cell per batch gives the network its shape; the encoder never sees a batch.
-            shape = sparse.csr_matrix((self.n_batch_, len(self.genes_)))
-            model = self._build(shape, np.arange(self.n_batch_))
-            model.module.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in self.weights_.items()})
-            model.module.eval()
-            model.is_trained_ = True
+            model = self._rebuilt()
             cells = self._cells(counts, np.zeros(counts.shape[0], dtype=int))
             return model.get_latent_representation(cells).astype(np.float32)
+
+    def encoder(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return the differentiable map from ``log(1 + count)`` over ``genes_`` to the posterior mean."""
+        with _quiet_and_seeded(self.options.seed):
+            network = self._rebuilt().module.z_encoder
+        return lambda logged: network.mean_encoder(network.encoder(logged))
 
     @property
     def dim(self) -> int:
         """Number of latent variables."""
         return self.options.n_latent
+
+    def _rebuilt(self) -> Any:
+        """The trained scvi-tools model; one empty cell per batch gives it its shape, the encoder never sees a batch."""
+        shape = sparse.csr_matrix((self.n_batch_, len(self.genes_)))
+        model = self._build(shape, np.arange(self.n_batch_))
+        model.module.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in self.weights_.items()})
+        model.module.eval()
+        model.is_trained_ = True
+        return model
 
     def _cells(self, counts: sparse.csr_matrix, codes: np.ndarray) -> Any:
         import anndata as ad
