@@ -34,7 +34,7 @@ def few_shot_curve(
     sample_key: str = "sample",
     head: Any = "mlp",
     head_options: Mapping[str, Any] | None = None,
-    shot_weight: float | None = None,
+    shot_weight: float | None = 1.0,
     checkpoint: str | Path | None = None,
     layer: str | None = None,
     context: str | None = None,
@@ -69,7 +69,8 @@ def few_shot_curve(
     label_key, study_key, sample_key
         Columns of ``obs``.
     shot_weight
-        Weight of all shots together relative to all other training cells; ``None`` gives every cell the weight one.
+        Weight of all shots together relative to all other training cells, which is 1 by default, so that few shots are
+        not drowned by many cells of other studies; ``None`` gives every cell the weight one.
     batch_size, device, precision, progress
         As in :func:`embed`.
     rng
