@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 
@@ -91,7 +92,10 @@ def _with_labels(adata: ad.AnnData, table: pd.DataFrame) -> ad.AnnData:
     elif "sample" in table and (table["sample"] != "").all():
         names, found = adata.obs[KEYS.sample].astype(str), table.set_index("sample")[KEYS.response]
     else:
-        names, found = pd.Series("", index=adata.obs_names), pd.Series(table[KEYS.response].iloc[:1].to_numpy(), index=[""])
+        names, found = (
+            pd.Series("", index=adata.obs_names),
+            pd.Series(table[KEYS.response].iloc[:1].to_numpy(), index=[""]),
+        )
     if found.index.has_duplicates:
         twice = found.index[found.index.duplicated()][0]
         raise InputError("labels", f"{twice!r} twice", "each cell or sample once", "leave one row.")
@@ -249,7 +253,7 @@ def digests(spec: ReproduceSpec, studies: Mapping[str, Path], checkpoints: Mappi
     records = ledger.read()
     out: dict[str, Any] = {"scdrugmap": __version__, "studies": {}, "checkpoints": {}}
     for key, file in studies.items():
-        with ad.read_h5ad(file, backed="r").file as handle:
+        with h5py.File(file, "r") as handle:
             provenance = dict(handle["uns"][KEYS.provenance]) if KEYS.provenance in handle["uns"] else {}
             value = provenance["sha256"][()] if "sha256" in provenance else b""
         text = value.decode() if isinstance(value, bytes) else str(value)
