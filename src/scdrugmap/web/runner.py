@@ -145,6 +145,24 @@ class _Run:
         notes = [str(w.message) for w in given if type(w.message).__module__.startswith("scdrugmap")]
         write_benchmark(self.work, result, spec, notes)
 
+    def _explain(self, _: list[Any]) -> None:
+        """The command ``scdrugmap explain``, whose files become those of the job."""
+        import contextlib
+        import io
+
+        from scdrugmap.cli._explain import explain
+        from scdrugmap.web.results import write_explanation
+
+        folder = shelf.predictor_folder(self.server, self.request["predictor"])
+        spec = self._spec(0, input="cells.h5ad", output=self.work / "files", predictor=folder)
+        cells = self._cells("query")
+        self.tell(stage="explaining", percent=20.0)
+        with contextlib.redirect_stdout(io.StringIO()):
+            explain(spec, cells, as_json=True)
+        self.tell(stage="packing", percent=95.0)
+        public = spec.model_copy(update={"output": Path("explained"), "predictor": Path("predictor")})
+        write_explanation(self.work, public, folder)
+
     def _tool(self) -> None:
         """A tool that writes into the cells: run it and give the cells back."""
         import scdrugmap as sd
