@@ -48,6 +48,7 @@ ORDER = [
     ("evaluation", "response"),
     ("pp", "pl"),
     ("tl",),
+    ("study",),
     ("testing",),
     ("cli", "web"),
 ]

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from sklearn.metrics import f1_score, roc_auc_score
 
 import scdrugmap as sd
@@ -16,7 +17,7 @@ from scdrugmap._keys import SAME_SAMPLE
 from scdrugmap._metrics import METRICS, Sums
 from scdrugmap.evaluation.result import result as module
 from scdrugmap.evaluation.result.result import BenchmarkResult
-from scdrugmap.evaluation.result.statistics import bootstrap_weights, corrected_t, permutation_pvalue
+from scdrugmap.evaluation.result.statistics import corrected_t, interval, permutation_pvalue
 from scdrugmap.evaluation.result.summary import summarise
 
 
@@ -79,17 +80,16 @@ def test_pooled_value_is_that_of_all_test_cells(result):
     assert row_of(summary, model="X_log", metric="auroc", **WHERE)["value"] == pytest.approx(expected)
 
 
-def test_pooled_interval_resamples_samples(result, adata):
+def test_pooled_interval_leaves_out_samples(result, adata):
     together = pd.concat(cells_of(result, "X_log"))
     samples = pd.factorize("x" + adata.obs["study"].astype(str) + adata.obs["sample"].astype(str))[0][together["row"]]
-    codes = np.unique(samples, return_inverse=True)[1]
-    seed = int(np.random.default_rng(0).integers(2**31))
-    values = []
-    for w in bootstrap_weights(24, 200, np.random.default_rng([seed, 24])):
-        rows = np.repeat(np.arange(len(together)), w[codes].astype(int))
-        values.append(f1_score(together["y"].to_numpy()[rows], together["pred"].to_numpy()[rows]))
-    row = row_of(result.summary(metrics="f1", n_resamples=200), model="X_log", metric="f1", **WHERE)
-    assert (row["ci_low"], row["ci_high"]) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])))
+    y, pred = together["y"].to_numpy(), together["pred"].to_numpy()
+    names = np.unique(samples)
+    left_out = np.array([f1_score(y[samples != s], pred[samples != s]) for s in names])
+    strata = np.array([y[samples == s][0] for s in names])
+    row = row_of(result.summary(metrics="f1"), model="X_log", metric="f1", **WHERE)
+    expected = interval(f1_score(y, pred), left_out, strata, bounds=(0, 1))
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx((expected.low, expected.high))
 
 
 def test_cross_value_is_the_mean_over_studies_and_studies_are_resampled(result):
@@ -97,7 +97,9 @@ def test_cross_value_is_the_mean_over_studies_and_studies_are_resampled(result):
     values = np.array([f1_score(p["y"], p["pred"]) for p in cells_of(result, "X_log", "cross", "study")])
     assert row["value"] == pytest.approx(values.mean())
     assert row["n_groups"] == 4
-    assert values.min() <= row["ci_low"] < row["value"] < row["ci_high"] <= values.max()
+    low, high = stats.t.interval(0.95, 3, values.mean(), stats.sem(values))
+    assert row["ci_low"] < row["value"] < row["ci_high"]
+    assert row["ci_high"] - row["ci_low"] > 0.5 * (high - low)
 
 
 def test_summary_by_model_and_levels(result):
@@ -315,14 +317,14 @@ def test_compare_counts_training_and_test_sets_at_the_level(result, level):
 def test_summaries_are_kept_until_a_frame_is_replaced(result, monkeypatch):
     part = result.select(setting="pooled", split="sample")
     calls = []
-    monkeypatch.setattr(module, "summarise", lambda *a: calls.append([m.name for m in a[1]]) or summarise(*a))
+    monkeypatch.setattr(module, "summarise", lambda *a, **k: calls.append([m.name for m in a[1]]) or summarise(*a, **k))
     first = part.summary(metrics=["f1", "auroc"], n_resamples=20)
     first["value"] = -1.0
     again = part.summary(metrics="f1", n_resamples=20)
     assert (again["value"] >= 0).all(), "what was handed out is a copy"
     part.summary(metrics=["accuracy", "f1"], n_resamples=20)
     assert calls == [["f1", "auroc"], ["accuracy"]]
-    part.summary(metrics="f1", n_resamples=20, rng=1)
+    part.summary(metrics="f1", confidence=0.8)
     assert len(calls) == 3
     called = part.predictions.assign(pred=1)
     part.predictions = called

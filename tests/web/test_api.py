@@ -31,7 +31,7 @@ def test_upload_in_pieces(http: Any) -> None:
     octets = {"Content-Type": "application/octet-stream"}
     assert http.patch(place, content=content[:1000], headers={**octets, "Upload-Offset": "0"}).json()["offset"] == 1000
     wrong = http.patch(place, content=content[900:], headers={**octets, "Upload-Offset": "900"})
-    assert wrong.status_code == 409 and wrong.headers["Upload-Offset"] == "1000"
+    assert wrong.status_code == 409 and wrong.headers["Upload-Offset"] == "1000" and wrong.json()["offset"] == 1000
     assert http.post(f"{place}/complete").status_code == 409
     assert http.get(place).json()["offset"] == 1000
     too_long = http.patch(place, content=content, headers={**octets, "Upload-Offset": "1000"})
@@ -243,7 +243,7 @@ def test_a_full_disk_is_said(http: Any, monkeypatch: Any) -> None:
 
     from scdrugmap.web import uploads
 
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "/data/x")
 
     monkeypatch.setattr(uploads, "create", full)

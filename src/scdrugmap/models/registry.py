@@ -31,6 +31,7 @@ _BUILT_IN = {
     "hvg": "scdrugmap.models.hvg:HVG",
     "pca": "scdrugmap.models.pca:PCA",
     "scvi": "scdrugmap.models.scvi:SCVI",
+    "pathways": "scdrugmap.models.pathways:Pathways",
 }
 _REGISTERED: dict[str, type[Model]] = {}
 

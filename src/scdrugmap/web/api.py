@@ -170,10 +170,12 @@ async def _receive(request: Request, server: Server, upload_id: str, offset: int
     if upload.state != "receiving":
         raise Problem(409, "complete", "All bytes have come already.", "Ask for the state of the upload.")
     if offset != upload.offset:
-        raise Problem(
+        misplaced = Problem(
             409, "offset", f"The next byte is number {upload.offset}.", "Send from there.",
             Upload_Offset=str(upload.offset),
         )  # fmt: skip
+        misplaced.facts["offset"] = upload.offset
+        raise misplaced
     at = offset
     # A crash may have left bytes that were never noted; they come again.
     with uploads.part(server, upload_id).open("r+b") as file:

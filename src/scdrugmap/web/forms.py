@@ -27,6 +27,15 @@ _MENUS: dict[str, tuple[str, ...]] = {
     "head": ("mlp", "logistic"), "split": ("auto", "sample", "study", "patient", "cell"),
     "preset": ("published", "strict"), "strategy": ("frozen", "lora"),
 }  # fmt: skip
+#: Words of people for names of arguments; others show their own name.
+_TITLES = {
+    "label_key": "Column with the labels", "groups": "Column of samples, which stay together",
+    "sample_key": "Column of samples", "study_key": "Column of studies", "patient_key": "Column of patients",
+    "conformal": "Prediction sets", "conformal_by": "Column within which the sets hold", "ood": "Flag cells unlike the training cells",
+    "calibrate": "Calibration of the scores", "head": "Classifier on the embedding", "mod": "Modality",
+    "by": "Column whose values are evaluated one by one", "split": "What stays whole", "key_added": "Prefix of the columns",
+    "n_folds": "Folds", "use_rep": "Embedding in the file instead of a model",
+}  # fmt: skip
 _GUESS = {"label_key": "label", "groups": "sample", "sample_key": "sample", "study_key": "study"}
 
 
@@ -54,7 +63,7 @@ def _field(
 ) -> dict[str, Any] | None:
     plain = _plain(schema, definitions)
     out: dict[str, Any] = {
-        "name": name, "title": schema.get("title", name).replace("_", " ").capitalize(),
+        "name": name, "title": _TITLES.get(name, name.replace("_", " ").capitalize()),
         "text": schema.get("description", ""), "default": schema.get("default"), "first": name in _FIRST,
         "group": schema.get("group", ""), "minimum": plain.get("minimum", plain.get("exclusiveMinimum")),
         "maximum": plain.get("maximum"),

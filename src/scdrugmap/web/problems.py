@@ -18,10 +18,12 @@ class Problem(Exception):
         super().__init__(message)
         self.status, self.code, self.message, self.fix = status, code, message, fix
         self.headers = {k.replace("_", "-"): v for k, v in headers.items()}
+        #: Facts beside the error, such as the offset at which an upload goes on.
+        self.facts: dict[str, Any] = {}
 
-    def body(self, **more: Any) -> dict[str, Any]:
+    def body(self) -> dict[str, Any]:
         """The JSON of the answer."""
-        return {"error": {"code": self.code, "message": self.message, "fix": self.fix}, **more}
+        return {"error": {"code": self.code, "message": self.message, "fix": self.fix}, **self.facts}
 
 
 def not_found() -> Problem:

@@ -181,9 +181,8 @@ def _odd_values(values: sparse.csr_matrix, known: np.ndarray) -> np.ndarray:
     total = np.asarray(values.sum(axis=1, dtype=np.float64)).ravel()
     detected = np.diff(values.indptr).astype(np.float64)
     sums = np.asarray(columns.sum(axis=0, dtype=np.float64)).ravel()
-    for j in np.flatnonzero(~known & ~odd & (sums > 0)):
-        if sums[j] < 0.2 * len(total):
-            continue
+    adds_up = (sums * 2 == total.sum()) | (sums == (detected - 1).sum())
+    for j in np.flatnonzero(~known & ~odd & (sums > 0) & adds_up):
         column = np.asarray(columns[:, [j]].toarray(), dtype=np.float64).ravel()
         present = (column > 0).all() and len(np.unique(column)) > 1 and values.shape[1] > 3
         odd[j] = present and (np.array_equal(column * 2, total) or np.array_equal(column, detected - 1))

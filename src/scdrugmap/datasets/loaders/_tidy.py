@@ -103,7 +103,7 @@ def tidy_var(names: pd.Index, *, symbols: pd.Series | None = None, ensembl: pd.S
     has_ids = bool((found.ensembl != "").any())
     if symbols is not None:
         var[KEYS.gene_symbol] = np.asarray(symbols, object)
-    elif not has_ids or ensembl is not None:
+    elif not has_ids:
         var[KEYS.gene_symbol] = np.asarray(original, object)
     elif (found.symbols != "").any():
         var[KEYS.gene_symbol] = found.symbols.astype(object)

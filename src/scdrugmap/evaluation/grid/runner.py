@@ -25,7 +25,7 @@ from scdrugmap._logging import get_logger, progress
 from scdrugmap.evaluation.grid.backed import portable
 from scdrugmap.evaluation.grid.contenders import Contender, Head
 from scdrugmap.evaluation.grid.store import Outcome, RunStore, Unit
-from scdrugmap.evaluation.grid.work import PROBE, Task, run_task
+from scdrugmap.evaluation.grid.work import PROBE, PROBE_HEAD, Task, run_task
 from scdrugmap.evaluation.splits.folds import Partition
 
 #: Called with a finished unit, the number finished and the number of all.
@@ -86,15 +86,16 @@ def plan(
     from scdrugmap import __version__
 
     tasks: list[Task] = []
-    for contender in (_batched(c, cells) for c in contenders):
+    for contender in (_batched(c, cells) for c in contenders if c.kind != "absent"):
         probed: set[tuple[str, str]] = set()
         for partition in partitions:
             tasks += _tasks(contender, partition, (__version__, cells.digest, f"seed={seed}"))
             place = (partition.by, partition.category)
-            if probe and contender.kind in ("array", "fitted") and place not in probed:
+            probes = probe and contender.kind in ("array", "fitted") and contender.adapt == "none"
+            if probes and place not in probed:
                 probed.add(place)
                 content = (__version__, cells.digest, f"seed={seed}", contender.digest)
-                unit = Unit(contender.name, PROBE, "lda", "probe", "cell", *place, "0", content)
+                unit = Unit(contender.name, PROBE, PROBE_HEAD, "probe", "cell", *place, "0", content)
                 tasks.append(Task(contender, (), partition, (), (unit,), probe=True))
     return tasks
 
@@ -278,6 +279,7 @@ def _payload(cells: Cohort, counts: Counted | None, seed: int, store: RunStore |
     return {
         "y": cells.y,
         "sample": cells.sample_codes,
+        "study": cells.study.astype(str),
         "counts": None if counts is None else portable(counts.X),
         "genes": None if counts is None else counts.genes,
         "batch": np.zeros(len(cells.y)) if cells.batch is None else np.unique(cells.batch, return_inverse=True)[1],
@@ -313,7 +315,9 @@ def _execute(tasks: Sequence[Task], payload: Mapping[str, Any], n_jobs: int | No
         how = "generator_unordered" if streams else "list"
         parallel = joblib.Parallel(n_jobs=n_jobs, batch_size=1, return_as=how)
     # Large arrays travel as arguments of their own, which joblib maps into memory or scatters once.
-    torch = any(t.contender.kind in ("fitted", "custom") or "mlp" in {h.name for h in t.heads} for t in tasks)
+    torch = any(
+        t.contender.kind in ("fitted", "custom") or {"mlp", "published"} & {h.name for h in t.heads} for t in tasks
+    )
     jobs = (joblib.delayed(_numbered)(i, _light(t), t.contender.X, torch, **payload) for i, t in enumerate(tasks))
     for i, done in parallel(jobs):
         yield tasks[i], done

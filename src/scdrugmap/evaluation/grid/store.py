@@ -45,7 +45,9 @@ class Unit:
     @property
     def key(self) -> str:
         """Name of the unit's files."""
-        text = json.dumps([FORMAT, *asdict(self).values()], sort_keys=True)
+        # Version 0.1 called the published head "mlp"; the digest in ``content`` tells the two apart.
+        place = asdict(self) | ({"head": "mlp"} if self.head == "published" else {})
+        text = json.dumps([FORMAT, *place.values()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     @property
