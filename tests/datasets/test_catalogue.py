@@ -293,3 +293,34 @@ def test_drugs_are_found_whatever_type_text_has(monkeypatch, drug, n, dtype):
     texts = table.columns[[isinstance(value, str) for value in table.iloc[0]]]
     monkeypatch.setattr(_catalogue, "_table", lambda: table.astype(dict.fromkeys(texts, dtype)))
     assert len(sd.datasets.catalogue(drug=drug)) == n
+
+
+@pytest.mark.parametrize(
+    ("column", "said", "name"),
+    [
+        ("drug", "Tarceva", "erlotinib"),
+        ("drug", "taxol", "paclitaxel"),
+        ("drug", "nvp tae684", "TAE684"),
+        ("tissue", "PBMC", "Peripheral blood mononuclear cells"),
+        ("cancer_type", "AML", "Acute myeloid leukemia"),
+    ],
+)
+def test_other_names_find_the_same_studies(column, said, name):
+    assert (
+        sd.datasets.catalogue(**{column: said}).index.tolist() == sd.datasets.catalogue(**{column: name}).index.tolist()
+    )
+
+
+def test_parts_of_alternatives_are_found():
+    for drug in ("lenalidomide", "Revlimid", "pemetrexed"):
+        assert len(sd.datasets.catalogue(drug=drug))
+
+
+def test_every_synonym_stands_for_one_name_of_the_catalogue():
+    from scdrugmap.datasets._catalogue import synonyms
+
+    table = synonyms()
+    assert not table.duplicated(["column", "synonym"]).any()
+    for row in table.itertuples():
+        found = sd.datasets.catalogue(**{row.column: row.synonym})
+        assert found.index.tolist() == sd.datasets.catalogue(**{row.column: row.name}).index.tolist(), row

@@ -126,11 +126,11 @@ def tables():
 
 
 @pytest.fixture(scope="session")
-def twelve():
-    """Twelve categories whose names sort wrongly as text."""
+def fifteen():
+    """Fifteen categories whose names sort wrongly as text."""
     rows = [
         (f"s{k}.{i}", f"study{'AB'[i // 2]}", "sensitive" if i % 2 else "resistant", f"type{k}")
-        for k in range(1, 13)
+        for k in range(1, 16)
         for i in range(4)
         for _ in range(5)
     ]

@@ -19,14 +19,14 @@ from scdrugmap.figures import axes as _axes
 TABLES = ["sample_calls", "prediction_sets", "few_shot_curve", "gene_coverage", "leakage"]
 
 
-def test_numbers_in_names_sort_by_value(twelve):
-    names = [f"type{k}" for k in range(1, 13)]
-    assert _axes.in_order(_axes.scores(twelve, "f1_macro", "cell", None), "place") == names
-    assert [t.get_text() for t in sd.pl.benchmark(twelve).get_yticklabels()] == names
+def test_numbers_in_names_sort_by_value(fifteen):
+    names = [f"type{k}" for k in range(1, 16)]
+    assert _axes.in_order(_axes.scores(fifteen, "f1_macro", "cell", None), "place") == names
+    assert [t.get_text() for t in sd.pl.benchmark(fifteen).get_yticklabels()] == names
 
 
-def test_many_categories_do_not_become_hairlines(twelve, result):
-    ax = sd.pl.benchmark(twelve)
+def test_many_categories_do_not_become_hairlines(fifteen, result):
+    ax = sd.pl.benchmark(fifteen)
     assert not ax.patches or all(type(p).__name__ != "BarContainer" for p in ax.containers)
     ax.figure.canvas.draw()
     boxes = [t.get_window_extent() for t in ax.get_yticklabels()]
@@ -34,13 +34,13 @@ def test_many_categories_do_not_become_hairlines(twelve, result):
     assert [c for c in sd.pl.benchmark(result).containers if hasattr(c, "patches")]
 
 
-def test_rows_hold_the_values_of_the_summary(twelve):
-    ax = sd.pl.benchmark(twelve)
-    table = twelve.summary(metrics="f1_macro")
+def test_rows_hold_the_values_of_the_summary(fifteen):
+    ax = sd.pl.benchmark(fifteen)
+    table = fifteen.summary(metrics="f1_macro")
     for label in ("scGPT", "UCE", "tGPT"):
         line = next(x for x in ax.lines if x.get_label() == label)
         want = table[table["model"] == label].set_index("category")["value"]
-        np.testing.assert_allclose(line.get_xdata(), want.reindex([f"type{k}" for k in range(1, 13)]))
+        np.testing.assert_allclose(line.get_xdata(), want.reindex([f"type{k}" for k in range(1, 16)]))
 
 
 def test_circular_bars_are_the_values_best_first(result):

@@ -30,7 +30,7 @@ GREYS = ("#595959", "#8c8c8c", "#bdbdbd")
 FLOOR_NAME = "call all sensitive"
 CHANCE_NAME = "one score for all cells"
 #: More categories, or more bars, are drawn as rows.
-MANY_PLACES, MANY_BARS = 8, 64
+MANY_PLACES, MANY_BARS = 12, 64
 CATEGORY = ["setting", "split", "by", "category"]
 CONTENDER = ["model", "strategy", "head"]
 

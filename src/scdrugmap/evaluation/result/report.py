@@ -16,8 +16,10 @@ from scdrugmap._errors import InputError
 from scdrugmap._files import write_text
 from scdrugmap._keys import SAME_SAMPLE
 from scdrugmap._metrics import METRICS
+from scdrugmap.evaluation.result.headline import headlines
 from scdrugmap.evaluation.result.levels import ANSWERED
 from scdrugmap.evaluation.result.statistics import FEW_GROUPS, holm
+from scdrugmap.figures import axes as _axes
 from scdrugmap.figures.benchmark import benchmark
 from scdrugmap.figures.calibration import calibration
 from scdrugmap.figures.results import Results
@@ -85,10 +87,12 @@ def write_report(
     summary = result.summary(n_resamples=n_resamples, **chosen)
     shown = list(dict.fromkeys(summary["metric"]))
     drawn = [*(default_figures(result, shown) if figures is None else figures), *extra_figures]
+    compared = _comparisons(result, n_resamples)
     loader = PackageLoader("scdrugmap.evaluation.result", "templates")
     environment = Environment(loader=loader, autoescape=select_autoescape(default=True, default_for_string=True))
     html = environment.get_template("report.html.j2").render(
         title=title,
+        headlines=headlines(result, summary, compared),
         result=result,
         info=result.info,
         leaky=SAME_SAMPLE in result.info.get("warnings", []),
@@ -104,7 +108,7 @@ def write_report(
         absent=[w for w in result.info.get("warnings", []) if "left out" in w],
         missing=_missing(result).to_dict("split"),
         probe=_rounded(_without_blank(_probe(result))).to_dict("split"),
-        comparisons=_without_blank(_rounded(_comparisons(result, n_resamples))).to_dict("split"),
+        comparisons=_without_blank(_rounded(compared)).to_dict("split"),
         figures=[(name, render(draw)) for name, draw in drawn],
         timing=_rounded(_timing(result)).to_dict("split"),
         manifest=_manifest(result),
@@ -130,13 +134,24 @@ def default_figures(result: Results, metrics: Sequence[str]) -> list[Figure]:
             continue
         name = f"{where['setting']}, split by {where['split']}" + (f", {where['by']}" if where.get("by") else "")
         name += f" ({SAME_SAMPLE})" if where["split"] == "cell" else ""
-        out += [(f"{_label(metric)}: {name}", partial(_bars, part, metric)) for metric in metrics[:3]]
+        out += [
+            (f"{_label(metric)}: {name}" + ", colours as above" * (i > 0), partial(_bars, part, metric, named=i == 0))
+            for i, metric in enumerate(metrics[:3])
+        ]
         out.append((f"Calibration: {name}", partial(calibration, part, show=False)))
     return out
 
 
-def _bars(result: Results, metric: str, *, ax: Axes) -> None:
+def _bars(result: Results, metric: str, *, ax: Axes, named: bool = True) -> None:
+    """Draw bars, or rows on a longer page; one legend serves the metrics of one way of splitting."""
+    table = _axes.scores(result, metric, "cell", None, n_resamples=0)
+    n_places, n_labels = table["place"].nunique(), table["label"].nunique()
+    if _axes.many(n_places, n_labels):
+        ax.get_figure(root=True).set_size_inches(8, _axes.rows_height(n_places, n_labels))  # type: ignore[union-attr]
     benchmark(result, metric=metric, ax=ax, show=False)
+    legend = ax.get_legend()
+    if not named and legend is not None:
+        legend.remove()
 
 
 def render(draw: Draw) -> str:
