@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy import sparse
 
 from scdrugmap._errors import InputError, InputTypeError, MissingKeyError
 from scdrugmap.genes.identifiers import Genes
@@ -163,6 +164,8 @@ def counts(adata: AnnData, layer: str | None = None) -> Any:
     ------
     MissingKeyError
         There is no such layer, or no ``X``.
+    InputError
+        A sparse matrix lacks some of its values, as in a file that was cut off.
     """
     if layer is None:
         if adata.X is None:
@@ -172,11 +175,29 @@ def counts(adata: AnnData, layer: str | None = None) -> Any:
                 "counts in X, which this object does not have",
                 f"pass layer=<one of {list(adata.layers)}>." if len(adata.layers) else "set adata.X to the raw counts.",
             )
-        return adata.X
+        return _whole(adata.X, "adata.X")
     if layer not in adata.layers:
         known = ", ".join(map(repr, adata.layers)) or "none"
         raise MissingKeyError("layer", repr(layer), f"one of the layers ({known})", "pass one of them, or None for X.")
-    return adata.layers[layer]
+    return _whole(adata.layers[layer], f"adata.layers[{layer!r}]")
+
+
+def _whole(X: Any, name: str) -> Any:
+    """Return a matrix whose parts fit together; anndata reads what a torn file holds without a look at it."""
+    parts = X if sparse.issparse(X) else getattr(X, "group", None)
+    if parts is None or getattr(X, "format", "") not in ("csr", "csc"):
+        return X
+    data, indices, indptr = (
+        (X.data, X.indices, X.indptr) if sparse.issparse(X) else (parts["data"], parts["indices"], parts["indptr"])
+    )
+    n = X.shape[0 if X.format == "csr" else 1]
+    if len(indptr) == n + 1 and int(indptr[0]) == 0 and int(indptr[-1]) == len(data) == len(indices):
+        return X
+    expected = f"{int(indptr[-1]) if len(indptr) else 0} values in {n} {'rows' if X.format == 'csr' else 'columns'}"
+    raise InputError(
+        name, f"{len(data)} values at {len(indices)} places, {len(indptr) - 1} of {n} lines", expected,
+        "copy or download the file again: it is cut off or damaged.",
+    )  # fmt: skip
 
 
 def first_column(frame: pd.DataFrame, names: Iterable[str]) -> str | None:

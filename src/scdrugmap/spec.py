@@ -6,7 +6,6 @@ A field is one argument of a tool: its name, type, default, group and help stand
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import UnionType
@@ -15,6 +14,7 @@ from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scdrugmap._errors import SpecError, UnknownNameError
+from scdrugmap._logging import warn
 
 Group = Literal["data", "model", "evaluation", "machine", "output"]
 Setting = Literal["pooled", "cross"]
@@ -78,7 +78,7 @@ class RunSpec(BaseModel):
         out = {**values, **lifted, **({"options": options} if lifted else {})}
         for old, new in former.items():
             if old in out:
-                warnings.warn(f"{old} is called {new} now", FutureWarning, stacklevel=2)
+                warn(f"{old} is called {new} now", FutureWarning)
                 out.setdefault(new, out.pop(old))
         for name, value in out.items():
             if isinstance(value, list) and len(value) == 1 and name in cls.model_fields and _takes_one(cls, name):

@@ -222,7 +222,7 @@ def test_option_of_a_fitted_model_is_refused(adata):
             call(adata, model, n_components=3)
     assert not adata.obsm and not adata.uns
     sd.tl.embed(adata, model)
-    record = adata.uns["pca"]["provenance"]
+    record = adata.uns["scdrugmap_pca"]["provenance"]
     assert record["fitted_on"] != "all cells of this object" and record["options"]["n_components"] == 5
     sd.tl.embed(adata, "pca", n_components=5, key_added="own")
     assert adata.uns["own"]["provenance"]["fitted_on"] == "all cells of this object"
@@ -233,7 +233,7 @@ def test_axes_of_one_fitted_model_are_the_same_everywhere(adata, recwarn):
     model = registry.get("pca")(n_components=5).fit(train.X, registry_genes(train))
     for part in (train, query):
         sd.tl.embed(part, model)
-    sd.tl.train(train, use_rep="X_pca", **QUICK).predict(query)
+    sd.tl.train(train, use_rep="X_scdrugmap_pca", **QUICK).predict(query)
     assert not [w for w in recwarn if "same axes" in str(w.message)]
 
 

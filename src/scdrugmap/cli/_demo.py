@@ -115,7 +115,7 @@ def run_demo(folder: Path, seed: int) -> None:
         ("report.html", "one page: data, splits, tables with intervals, figures"),
         ("pooled.html", "the same for the pooled setting"),
         ("results.csv", "every score of every fold"),
-        ("cells.h5ad", "the cells with obsm X_hvg, X_pca and obs response_pred, response_score"),
+        ("cells.h5ad", "the cells with obsm X_scdrugmap_hvg, X_scdrugmap_pca and obs response_pred, response_score"),
         ("predictor/", "the trained predictor with its card"),
     ):
         console.print(f"  {name:12} {what}")

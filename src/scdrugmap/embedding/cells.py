@@ -100,7 +100,7 @@ def read_cells(
         return replace(cells, batch=batch, batch_from=source)
     if model.card.context == "group":
         cells = replace(cells, context=read_context(adata, context, sample_key))
-    key = model.card.key
+    key = model.card.stem
     record = adata.uns.get(key)
     if reuse and isinstance(record, Mapping) and KEYS.embedding(key) in adata.obsm:
         content = str(record.get(KEYS.provenance, {}).get("content", ""))

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from scdrugmap._keys import KEYS
+
 
 def model_key(name: str) -> str:
     """Lower case without punctuation: ``"Llama-3-8B"`` -> ``"llama38b"``."""
@@ -67,5 +69,10 @@ class ModelCard:
 
     @property
     def key(self) -> str:
-        """The name in slots and files, for example ``"llama38b"``."""
+        """The name in registries and files, for example ``"llama38b"``."""
         return model_key(self.name)
+
+    @property
+    def stem(self) -> str:
+        """The name of its slots: ``uns["llama38b"]``, and ``uns["scdrugmap_pca"]`` for a baseline."""
+        return KEYS.stem(self.key, self.kind)

@@ -19,6 +19,7 @@ from scdrugmap._errors import CheckpointError, InputError, InputTypeError, ScDru
 from scdrugmap._keys import CLASSES
 from scdrugmap.heads.crossfit import margins
 from scdrugmap.heads.mlp import MLPHead
+from scdrugmap.predictor.origin import compare_columns
 from scdrugmap.predictor.representation import (
     FittedRepresentation,
     NetworkRepresentation,
@@ -112,7 +113,13 @@ class ResponsePredictor:
         """
         _anndata.refuse_empty(_anndata.resolve(adata, mod=mod))
         engine = Engine(device, precision, batch_size, progress)
-        return self.representation.features(adata, mod, engine, layer=layer)
+        X = self.representation.features(adata, mod, engine, layer=layer)
+        if np.isnan(X).any(axis=1).all():
+            raise InputError(
+                "adata", f"no count of a gene that {self.representation.label} knows in any of {len(X)} cells",
+                "cells with counts", "check that layer= (or X) holds the raw counts.",
+            )  # fmt: skip
+        return X
 
     def predict_features(
         self, X: np.ndarray, *, category: np.ndarray | None = None, coverage: float | None = None
@@ -199,15 +206,17 @@ class ResponsePredictor:
         Raises
         ------
         InputError
-            If the query has none of the genes, another model's embedding, or an embedding of another width.
+            If the query has no count, none of the genes, another model's embedding, or one of another width.
         """
-        category = self._category(_anndata.resolve(adata, mod=mod))
+        main = _anndata.resolve(adata, mod=mod)
+        category = self._category(main)
         X = self.features(
             adata, mod=mod, layer=layer, batch_size=batch_size, device=device, precision=precision, progress=progress
         )
         placed = replace(self, head=head_on(self.head, device))
         out = placed.predict_features(X, category=category, coverage=coverage)
-        out.index = _anndata.resolve(adata, mod=mod).obs_names.copy()
+        out.index = main.obs_names.copy()
+        compare_columns(self.training.get("columns", {}), main.obs)
         return out
 
     def predict_proba(self, adata: AnnData | MuData, *, mod: str = "rna", **engine: Any) -> np.ndarray:

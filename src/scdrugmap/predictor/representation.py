@@ -14,7 +14,7 @@ import numpy as np
 from scdrugmap import _anndata
 from scdrugmap._device import Engine
 from scdrugmap._errors import CheckpointError, InputError, InputTypeError
-from scdrugmap.predictor.origin import Part, check_coverage, origin_of, read_obsm, same_origin
+from scdrugmap.predictor.origin import Part, check_coverage, in_words_of, layer_of, origin_of, read_obsm, same_origin
 
 
 class Representation(ABC):
@@ -233,7 +233,8 @@ class NetworkRepresentation(Representation):
         from scdrugmap.embedding.embed import embed_cells
 
         model, adata = self.load(), _anndata.resolve(data, mod=mod)
-        cells = read_cells(adata, model, layer=layer or self.layer, context=self.context, reuse=not self.adapted)
+        layer = layer_of(adata, layer, self.layer)
+        cells = read_cells(adata, model, layer=layer, context=self.context, reuse=not self.adapted)
         found = model.align(cells.genes).genes
         check_coverage(self.genes, found, self.label)
         values = embed_cells(model, cells, engine, rows=rows).values
@@ -289,9 +290,11 @@ class FittedRepresentation(Representation):
         from scdrugmap.embedding.embed import embed_cells
         from scdrugmap.models.kit.expression import identifiers
 
-        cells = read_cells(_anndata.resolve(data, mod=mod), self.model, layer=layer or self.layer)
+        adata = _anndata.resolve(data, mod=mod)
+        cells = read_cells(adata, self.model, layer=layer_of(adata, layer, self.layer))
+        cells = replace(cells, genes=in_words_of(self.genes, cells.genes))
         if self.genes:
-            check_coverage(self.genes, identifiers(cells.genes), self.label)
+            check_coverage(self.genes, identifiers(cells.genes, np.asarray(self.genes)), self.label)
         return embed_cells(self.model, cells, engine, rows=rows).values
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scdrugmap import __version__, _anndata
-from scdrugmap._errors import InputError, ScDrugMapWarning, UnknownNameError
+from scdrugmap._errors import InputError, UnknownNameError
 from scdrugmap._keys import KEYS, SAME_SAMPLE
+from scdrugmap._logging import warn
 from scdrugmap._metrics import Metrics, resolve_metrics
 from scdrugmap._random import seed_of
 from scdrugmap.evaluation.grid import inputs
@@ -254,7 +254,7 @@ def _warn_unlabelled(y: np.ndarray, label_key: str) -> None:
     if missing == len(y):
         raise InputError("label_key", f"no label in obs[{label_key!r}]", "labelled cells", "pass another column.")
     if missing:
-        warnings.warn(f"{missing} of {len(y)} cells have no label and take no part", ScDrugMapWarning, stacklevel=3)
+        warn(f"{missing} of {len(y)} cells have no label and take no part")
 
 
 def _refuse_missing(contenders: Sequence[Contender], y: np.ndarray) -> None:

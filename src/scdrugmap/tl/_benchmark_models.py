@@ -121,8 +121,9 @@ class Asked:
                 reference, model=model, strategy="lora", label_key=label_key, groups=groups, head=head.spec,
                 head_options=dict(head.options), lora_options=lora_options, layer=layer, rng=seed, **options,
             )  # fmt: skip
-            tl.predict_response(query, predictor, layer=layer)
-            return query.obs["response" + KEYS.score].to_numpy(dtype=float)
+            # That the test cells are of another drug or tissue is what such a split is for.
+            X = predictor.features(query, layer=layer)
+            return predictor.predict_features(X)["score"].to_numpy(dtype=float)
 
         return predict
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from scdrugmap import __version__, _anndata
-from scdrugmap._errors import InputError, ScDrugMapWarning, UnknownNameError
+from scdrugmap._errors import InputError, UnknownNameError
 from scdrugmap._keys import KEYS
+from scdrugmap._logging import warn
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -182,11 +182,7 @@ def predict_response(
     )  # fmt: skip
     missing = frame["score"].isna().to_numpy()
     if missing.any():
-        warnings.warn(
-            f"{int(missing.sum())} of {len(frame)} cells have no embedding; their prediction is missing.",
-            ScDrugMapWarning,
-            stacklevel=2,
-        )
+        warn(f"{int(missing.sum())} of {len(frame)} cells have no embedding; their prediction is missing.")
     abstained = _abstained(frame, abstain)
     frame.loc[abstained, "pred"] = np.nan
     record = _record(trained, coverage, abstain, int(missing.sum()), int(abstained.sum()), seed, strategy)

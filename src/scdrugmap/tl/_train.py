@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,8 +11,9 @@ import pandas as pd
 
 from scdrugmap import __version__, _anndata
 from scdrugmap._device import Engine
-from scdrugmap._errors import InputError, InputTypeError, ScDrugMapWarning, UnknownNameError
+from scdrugmap._errors import InputError, InputTypeError, UnknownNameError
 from scdrugmap._keys import KEYS
+from scdrugmap._logging import warn
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -204,23 +204,23 @@ def _check_groups(cohort: Cohort, trust: Any, seed: int) -> None:
     from scdrugmap.heads.crossfit import grouped_folds
 
     if cohort.groups is None:
-        warnings.warn(
+        warn(
             "calibration and conformal sets split single cells, for there is neither groups= nor obs['sample']: cells of "
-            "one sample on both sides make the predictor look surer than it is.",
-            ScDrugMapWarning,
-            stacklevel=3,
+            "one sample on both sides make the predictor look surer than it is."
         )
     grouped_folds(cohort.y, cohort.groups, trust.n_folds, seed)
 
 
 def _describe(obs: pd.DataFrame, cohort: Cohort) -> dict[str, Any]:
     """Summarise the training cells; no cell and no sample is named."""
+    from scdrugmap.predictor.origin import LISTED
+
     return {
         "n_cells": len(cohort.y),
         "n_resistant": int((cohort.y == 0).sum()),
         "n_sensitive": int((cohort.y == 1).sum()),
         "n_groups": 0 if cohort.groups is None else len(np.unique(cohort.groups)),
-        "columns": {c: sorted(map(str, obs[c].dropna().unique()))[:50] for c in _DESCRIBING if c in obs},
+        "columns": {c: sorted(map(str, obs[c].dropna().unique()))[:LISTED] for c in _DESCRIBING if c in obs},
     }
 
 

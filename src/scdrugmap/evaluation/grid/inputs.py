@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,8 +12,9 @@ import pandas as pd
 
 from scdrugmap import _anndata
 from scdrugmap._cohort import Cohort, read_cohort
-from scdrugmap._errors import InputError, ScDrugMapWarning, UnknownNameError
+from scdrugmap._errors import InputError, UnknownNameError
 from scdrugmap._keys import KEYS
+from scdrugmap._logging import warn
 from scdrugmap.evaluation.grid.contenders import Contender, Head, array_contender, rule_contenders
 from scdrugmap.evaluation.grid.runner import Counted
 from scdrugmap.evaluation.splits.duplicates import content_hash, detected_genes, duplicate_groups
@@ -170,7 +170,7 @@ def baseline_contenders(
                 "baselines", lacking, "raw counts in X or a layer", f"leave them out or pass layer=. {why}"
             )
         if counts is None:
-            warnings.warn(f"baselines {lacking} are left out: {why}", ScDrugMapWarning, stacklevel=4)
+            warn(f"baselines {lacking} are left out: {why}")
             wanted = [n for n in wanted if n not in NEED_COUNTS]
     out = [c for c in rule_contenders() if c.name in wanted]
     logistic = (Head("logistic"),)
