@@ -65,6 +65,29 @@ def resolve(data: Any, *, mod: str = "rna", argument: str = "adata") -> AnnData:
     )
 
 
+def reading(data: Any, *, mod: str = "rna", argument: str = "adata") -> AnnData:
+    """Return the AnnData to read: :func:`resolve`, with the columns that a MuData's own ``obs`` adds.
+
+    Labels and samples belong to a cell, not to a modality: where the modality lacks such a column, that of the MuData
+    counts. Never write to what comes back.
+
+    Parameters
+    ----------
+    data, mod, argument
+        As in :func:`resolve`.
+    """
+    adata = resolve(data, mod=mod, argument=argument)
+    if not is_mudata(data):
+        return adata
+    mirrors = tuple(f"{name}:" for name in data.mod)
+    more = [c for c in data.obs.columns if c not in adata.obs.columns and not str(c).startswith(mirrors)]
+    if not more:
+        return adata
+    obs = adata.obs.join(data.obs[more].reindex(adata.obs_names))
+    parts = {"obsm": dict(adata.obsm), "layers": dict(adata.layers), "uns": dict(adata.uns)}
+    return AnnData(X=adata.X, obs=obs, var=adata.var, **parts)
+
+
 def refuse_empty(adata: AnnData, argument: str = "adata", *, genes: bool = False) -> None:
     """Refuse an object without cells or, with ``genes``, without genes.
 

@@ -261,6 +261,9 @@ class BenchmarkSpec(RunSpec):
     test_size: float | None = option(
         None, "evaluation", "With cells divided at random: one division with this share of test cells.", gt=0, lt=1
     )
+    cv: str | None = option(
+        None, "evaluation", "Column of obs with the fold that tests each cell, instead of folds made here."
+    )
     metrics: list[str] | None = option(None, "evaluation", "Metric; by default all; repeat it.", flag=["--metric"])
     levels: tuple[str, ...] = option(
         ("cell", "sample"), "evaluation", "cell, sample or patient; repeat it.", flag=["--level"]

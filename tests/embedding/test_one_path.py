@@ -291,7 +291,7 @@ def test_batch_is_the_same_in_embed_train_and_benchmark(adata, batched, column):
     sd.tl.embed(adata, "Batched-test")
     assert batched.seen == [want]
     source = "one batch" if column is None else f"obs[{column!r}]"
-    assert adata.uns["batchedtest"]["provenance"]["batch"] == source
+    assert adata.uns["scdrugmap_batchedtest"]["provenance"]["batch"] == source
     predictor = sd.tl.train(adata, "Batched-test", **QUICK)
     assert batched.seen[1] == want and predictor.training["batch"] == source
     if column is None:

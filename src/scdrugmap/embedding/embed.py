@@ -190,7 +190,19 @@ def embed_counts(
     if known is not None:
         run.work.n_cells = run.work.n_cached = len(known)
         return _embedding(run, known, _usable(known), key)
-    values, usable = _computed(run, context, engine)
+    values, store = _place_for(run, engine.store)
+    usable = np.ones(source.shape[0], dtype=bool)
+    start = time.perf_counter()
+    with progress(source.shape[0], model.card.name, "cell", show=engine.progress) as bar:
+        for rows, part in run.grouped(context) if isinstance(model, GroupModel) else run.blocks(store):
+            # What a block's store holds already is not computed, and what it computes the store writes.
+            if part is not None and (store is None or isinstance(model, GroupModel)):
+                values[rows] = part
+            usable[rows] = _usable(values[rows])
+            bar.update(int(usable[rows].size))
+    work = run.work
+    work.seconds, work.n_cells, work.n_empty = time.perf_counter() - start, len(usable), int((~usable).sum())
+    work.token_budget = work.token_budget or run.budget
     if cached is not None:
         finished.save(cached, key, values, model=model.card.name)
     return _embedding(run, values, usable, key)
@@ -221,34 +233,13 @@ def begin(
     return ClusterRun(client, origin, model, source, alignment, engine, block_size)
 
 
-def _computed(run: Run, context: np.ndarray | None, engine: Engine) -> tuple[Any, np.ndarray]:
-    """Run the network; returns values and which cells are usable."""
-    n, dim = run.source.shape[0], run.model.dim
-    values: Any = None
-    store = None
-    if engine.store is None:
-        values = np.full((n, dim), np.nan, dtype=np.float32)
-    else:
-        store = EmbeddingStore.open(Path(engine.store), (n, dim), run.rows_per_block, run.fingerprint())
-        values = store.values
-    usable = np.ones(n, dtype=bool)
-    start = time.perf_counter()
-    with progress(n, run.model.card.name, "cell", show=engine.progress) as bar:
-        if isinstance(run.model, GroupModel):
-            for rows, embedded in run.grouped(context):
-                values[rows] = embedded
-                usable[rows] = _usable(embedded)
-                bar.update(len(embedded))
-        else:
-            for first, size, part in run.blocks(store):
-                if part is not None and store is None:
-                    values[first : first + size] = part
-                usable[first : first + size] = _usable(values[first : first + size])
-                bar.update(size)
-    work = run.work
-    work.seconds, work.n_cells, work.n_empty = time.perf_counter() - start, n, int((~usable).sum())
-    work.token_budget = work.token_budget or run.budget
-    return values, usable
+def _place_for(run: Run, path: Path | None) -> tuple[Any, EmbeddingStore | None]:
+    """Return where the values go: memory, or a store that grows block by block."""
+    shape = (run.source.shape[0], run.model.dim)
+    if path is None:
+        return np.full(shape, np.nan, dtype=np.float32), None
+    store = EmbeddingStore.open(path, shape, run.rows_per_block, run.fingerprint())
+    return store.values, store
 
 
 def _usable(values: np.ndarray) -> np.ndarray:

@@ -58,7 +58,8 @@ class Model(ABC):
     def _validated(cls, options: Mapping[str, Any]) -> ModelOptions:
         for name in options:
             if name not in cls.Options.model_fields:
-                raise UnknownNameError("model_options", name, [*cls.Options.model_fields, "recipe"])
+                known, see = [*cls.Options.model_fields, "recipe"], f"These are the options of {cls.card.name}."
+                raise UnknownNameError("model_options", name, known, see)
         try:
             return cls.Options(**options)
         except ValidationError as error:

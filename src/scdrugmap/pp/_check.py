@@ -75,7 +75,7 @@ def check(
     >>> report.errors[0].slot
     'X'
     """
-    data = _anndata.resolve(adata, mod=mod)
+    data = _anndata.reading(adata, mod=mod)
     if chunk_size < 1:
         raise InputError("chunk_size", chunk_size, "a number of cells of at least 1", "pass chunk_size=4096.")
     findings: list[Finding] = []

@@ -112,7 +112,7 @@ def fit_frozen(data: Any, cohort: Cohort, plan: Plan) -> Fitted:
         X = representation.features(data, plan.mod, plan.engine, rows=rows)
         _refuse_missing(X, representation.label)
     else:
-        main = _anndata.resolve(data, mod=plan.mod)
+        main = _anndata.reading(data, mod=plan.mod)
         representation = plan.open(main)
         if isinstance(representation, FittedRepresentation):
             refit = Refit(main, representation, rows, context=plan.context)

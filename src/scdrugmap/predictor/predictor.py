@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ from scdrugmap._device import Engine
 from scdrugmap._errors import CheckpointError, InputError, InputTypeError, ScDrugMapError
 from scdrugmap._keys import CLASSES
 from scdrugmap.heads.crossfit import margins
-from scdrugmap.heads.mlp import MLPHead
+from scdrugmap.heads.make import head_on
 from scdrugmap.predictor.origin import compare_columns
 from scdrugmap.predictor.representation import (
     FittedRepresentation,
@@ -111,7 +110,7 @@ class ResponsePredictor:
         -------
         Array (cells, d) float32; a row of NaN for a cell that cannot be embedded.
         """
-        _anndata.refuse_empty(_anndata.resolve(adata, mod=mod))
+        _anndata.refuse_empty(_anndata.reading(adata, mod=mod))
         engine = Engine(device, precision, batch_size, progress)
         X = self.representation.features(adata, mod, engine, layer=layer)
         if np.isnan(X).any(axis=1).all():
@@ -208,7 +207,7 @@ class ResponsePredictor:
         InputError
             If the query has no count, none of the genes, another model's embedding, or one of another width.
         """
-        main = _anndata.resolve(adata, mod=mod)
+        main = _anndata.reading(adata, mod=mod)
         category = self._category(main)
         X = self.features(
             adata, mod=mod, layer=layer, batch_size=batch_size, device=device, precision=precision, progress=progress
@@ -360,13 +359,6 @@ class ResponsePredictor:
             return None
         column = _anndata.obs_column(adata, self.conformal_by or "", "conformal_by")
         return column.astype(str).to_numpy()
-
-
-def head_on(head: Any, device: str | None) -> Any:
-    """Return a perceptron that computes on ``device``; the one that was passed stays, and so does any other head."""
-    if device is None or not isinstance(head, MLPHead):
-        return head
-    return copy.copy(head).set_params(device=device)
 
 
 def load_predictor(path: str | Path, *, checkpoint: str | Path | None = None, model: Any = None) -> ResponsePredictor:

@@ -232,7 +232,7 @@ class NetworkRepresentation(Representation):
         from scdrugmap.embedding.cells import read_cells
         from scdrugmap.embedding.embed import embed_cells
 
-        model, adata = self.load(), _anndata.resolve(data, mod=mod)
+        model, adata = self.load(), _anndata.reading(data, mod=mod)
         layer = layer_of(adata, layer, self.layer)
         cells = read_cells(adata, model, layer=layer, context=self.context, reuse=not self.adapted)
         found = model.align(cells.genes).genes
@@ -290,7 +290,7 @@ class FittedRepresentation(Representation):
         from scdrugmap.embedding.embed import embed_cells
         from scdrugmap.models.kit.expression import identifiers
 
-        adata = _anndata.resolve(data, mod=mod)
+        adata = _anndata.reading(data, mod=mod)
         cells = read_cells(adata, self.model, layer=layer_of(adata, layer, self.layer))
         cells = replace(cells, genes=in_words_of(self.genes, cells.genes))
         if self.genes:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from scdrugmap import __version__, _anndata
+from scdrugmap._device import Engine
 from scdrugmap._errors import InputError, UnknownNameError
 from scdrugmap._keys import KEYS, SAME_SAMPLE
 from scdrugmap._logging import warn
@@ -59,6 +60,7 @@ def benchmark(
     split: str | Sequence[str] = "auto",
     n_folds: int = 10,
     test_size: float | None = None,
+    cv: Any = None,
     metrics: Metrics = None,
     levels: Sequence[str] = ("cell", "sample"),
     head: Any = "mlp",
@@ -70,6 +72,9 @@ def benchmark(
     layer: str | None = None,
     embed_options: Mapping[str, Mapping[str, Any]] | None = None,
     lora_options: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+    device: str | None = None,
+    precision: Literal["auto", "float32", "bfloat16", "float16"] | None = None,
     store: str | Path | None = None,
     n_jobs: int | None = None,
     rng: int | np.random.Generator | None = None,
@@ -89,7 +94,8 @@ def benchmark(
         Cells with labels; not changed. Unlabelled cells take no part.
     models
         A name (``sd.models.list()``), a key of ``obsm``, a ``cells x features`` array, or a list of them; or a mapping from
-        a name of your choice to any of those or to a function ``(train rows, test rows, seed) -> P(sensitive)``.
+        a name of your choice to any of those, to several keys of ``obsm`` side by side (of a MuData also as
+        ``{"rna": "X_a", "prot": "X_b"}``), or to a function ``(train rows, test rows, seed) -> P(sensitive)``.
     strategy
         ``"frozen"`` (a head on the embedding), ``"lora"``, ``"prompt"``, or several. Arrays are always frozen.
     setting
@@ -108,6 +114,10 @@ def benchmark(
         Folds when pooled; fewer where a class has fewer samples, for both sides need both classes.
     test_size
         With ``split="cell"``: one division with this share of test cells instead of folds.
+    cv
+        Folds of your own when pooled: a splitter of scikit-learn, whose ``groups`` are the samples (or what ``split``
+        names), or a column of ``obs`` with the name of the fold that tests each cell. Folds that tear a sample apart
+        are refused unless ``split="cell"``, and so are those that part copies of a cell.
     metrics
         ``None`` for all, names, or a mapping of names to ``(y, score, pred) -> float``; see
         :data:`scdrugmap.evaluation.METRICS`.
@@ -135,6 +145,8 @@ def benchmark(
         baselines (``{"scvi": {"max_epochs": 100}}``).
     lora_options
         As in :func:`scdrugmap.tl.train`, for ``strategy="lora"``.
+    batch_size, device, precision
+        As in :func:`scdrugmap.tl.embed`, for every model and head that computes with torch.
     store
         Folder of a run store. Every finished unit (one fold of one model) is kept; a call that was killed goes on there.
     n_jobs
@@ -171,7 +183,7 @@ def benchmark(
     [0.667]
     """
     start = time.perf_counter()
-    data = _anndata.resolve(adata, mod=mod)
+    data = _anndata.reading(adata, mod=mod)
     given = {
         "split": split, "duplicates": duplicates, "group_context": group_context, "metrics": metrics,
         "levels": levels, "baselines": baselines,
@@ -181,23 +193,26 @@ def benchmark(
     pairs = splits_of(settings, splits)
     columns: list[str | None] = [by] if by is None or isinstance(by, str) else list(by)
     records = resolve_metrics(args["metrics"])
-    seed = seed_of(rng)
+    engine = Engine(device, precision, batch_size, progress, seed=seed_of(rng))
     kinds = {s for _, s in pairs}
     need = [k for k in ("sample", "study", "patient") if k in kinds]
     others = [s for s in kinds if s not in ("cell", "sample", "study", "patient")]
+    own = [cv] if isinstance(cv, str) else []
     cells = inputs.read_cells(
         data, label_key=label_key, study_key=study_key, sample_key=sample_key, patient_key=patient_key,
-        columns=list(dict.fromkeys([*(c for c in columns if c is not None), *others])), need=need,
+        columns=list(dict.fromkeys([*(c for c in columns if c is not None), *others, *own])), need=need,
         duplicates=args["duplicates"], layer=layer,
     )  # fmt: skip
     _warn_unlabelled(cells.y, label_key)
-    partitions = make_partitions(cells, pairs, columns, n_folds=n_folds, test_size=test_size, seed=seed)
-    heads = [Head(h, dict(head_options or {})) for h in (head if isinstance(head, list | tuple) else [head])]
+    partitions = make_partitions(cells, pairs, columns, n_folds=n_folds, test_size=test_size, seed=engine.seed, cv=cv)
+    chosen = dict(head_options or {})
+    place = None if "device" in chosen else device
+    heads = [Head(h, chosen, place) for h in (head if isinstance(head, list | tuple) else [head])]
     _check_heads(heads)
     trivial, counts, probe = inputs.baseline_contenders(args["baselines"], data, layer, embed_options)
     asked = Asked(
-        data, heads, _strategies(strategy), layer, embed_options or {}, lora_options or {}, label_key, sample_key,
-        seed, store,
+        adata, data, mod, heads, _strategies(strategy), layer, embed_options or {}, lora_options or {}, label_key,
+        sample_key, engine, store,
     )  # fmt: skip
     contenders, counts = asked.contenders(models, counts)
     _refuse_missing(contenders, cells.y)
@@ -206,14 +221,14 @@ def benchmark(
     ]
     info = {
         "scdrugmap": __version__, "preset": preset or "", "settings": settings, "splits": sorted(kinds),
-        "by": columns, "n_folds": int(n_folds), "test_size": test_size, "duplicates": args["duplicates"],
+        "by": columns, "n_folds": int(n_folds), "test_size": test_size, "cv": "" if cv is None else str(cv), "duplicates": args["duplicates"],
         "n_copies": _copies(cells.duplicates), "n_cells": int(data.n_obs), "n_labelled": int((cells.y >= 0).sum()),
         "studies": study_card(cells).to_dict("records"),
         "warnings": [SAME_SAMPLE] if "cell" in kinds else [], "seconds_embedding": time.perf_counter() - start,
     }  # fmt: skip
     return run_grid(
         cells, [*contenders, *trivial], partitions, by=columns, metrics=records, levels=args["levels"], counts=counts,
-        probe=probe, store=store, seed=seed, n_jobs=n_jobs, info=info, show_progress=progress, on_unit=on_unit,
+        probe=probe, store=store, seed=engine.seed, n_jobs=n_jobs, info=info, show_progress=progress, on_unit=on_unit,
     )  # fmt: skip
 
 

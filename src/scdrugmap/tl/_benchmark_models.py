@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scdrugmap import _anndata
+from scdrugmap._device import Engine
 from scdrugmap._errors import InputError, InputTypeError, UnknownNameError
 from scdrugmap._keys import KEYS, SENSITIVE
 from scdrugmap.evaluation.grid import inputs
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 class Asked:
     """What is common to the models of one call."""
 
+    root: Any
     adata: AnnData
+    mod: str
     heads: Sequence[Head]
     strategies: Sequence[str]
     layer: str | None
@@ -32,8 +35,14 @@ class Asked:
     lora_options: Mapping[str, Any]
     label_key: str
     sample_key: str
-    seed: int
+    engine: Engine
     store: str | Path | None
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """What the other tools are told about the machine."""
+        given = {"batch_size": self.engine.batch_size, "device": self.engine.device, "precision": self.engine.precision}
+        return {k: v for k, v in given.items() if v is not None}
 
     def contenders(self, models: Any, counts: inputs.Counted | None) -> tuple[list[Contender], inputs.Counted | None]:
         """One contender per model and strategy, and the counts if any of them is fitted per fold."""
@@ -41,12 +50,27 @@ class Asked:
         for name, what in _listed(models).items():
             if callable(what) and not isinstance(what, str):
                 out.append(_custom(name, "custom", what, _fingerprint(what)))
+            elif isinstance(what, Mapping) or (isinstance(what, list | tuple) and _all_text(what)):
+                out.append(self._beside(name, what))
             elif isinstance(what, str):
                 found, counts = self._by_name(name, what, counts)
                 out += found
             else:
                 out.append(array_contender(name, what, self.heads, n=self.adata.n_obs))
         return out, counts
+
+    def _beside(self, name: str, keys: Any) -> Contender:
+        """Several representations side by side, of several modalities if the mapping says so."""
+        from scdrugmap.predictor.representation import ObsmRepresentation
+
+        opened = ObsmRepresentation.open(self.root, keys, self.mod)
+        parts = [
+            inputs.obsm_contender(_anndata.resolve(self.root, mod=p.mod or self.mod), p.key, name, ())
+            for p in opened.parts
+        ]
+        note = "; ".join(dict.fromkeys(p.note for p in parts if p.note))
+        X = opened.features(self.root, self.mod, self.engine)
+        return array_contender(name, X, self.heads, n=self.adata.n_obs, note=note, manifest={"obsm": opened.label})
 
     def _by_name(
         self, name: str, what: str, counts: inputs.Counted | None
@@ -95,10 +119,12 @@ class Asked:
         light = ad.AnnData(X=X, obs=self.adata.obs, var=self.adata.var)
         options = {
             "context": self.sample_key if self.sample_key in self.adata.obs else None,
-            "rng": self.seed,
+            "rng": self.engine.seed,
+            "progress": self.engine.progress,
+            **self.machine,
         } | renamed(options)
         if self.store is not None:
-            folder = hashlib.sha256(f"{content}{self.seed}".encode()).hexdigest()[:32]
+            folder = hashlib.sha256(f"{content}{self.engine.seed}".encode()).hexdigest()[:32]
             options.setdefault("store", Path(self.store) / "embeddings" / folder)
         embed(light, model, key_added="benchmark", **options)
         light.obsm["X_benchmark"] = np.asarray(light.obsm["X_benchmark"])
@@ -110,7 +136,7 @@ class Asked:
         """Fine-tune on the training cells and predict the test cells, whose labels were removed."""
         adata, label_key, layer = self.adata, self.label_key, self.layer
         groups = self.sample_key if self.sample_key in adata.obs else None
-        options = renamed(options)
+        options, machine = self.machine | renamed(options), self.machine
         lora_options = dict(self.lora_options) or None
 
         def predict(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
@@ -122,7 +148,7 @@ class Asked:
                 head_options=dict(head.options), lora_options=lora_options, layer=layer, rng=seed, **options,
             )  # fmt: skip
             # That the test cells are of another drug or tissue is what such a split is for.
-            X = predictor.features(query, layer=layer)
+            X = predictor.features(query, layer=layer, **machine)
             return predictor.predict_features(X)["score"].to_numpy(dtype=float)
 
         return predict
@@ -153,6 +179,10 @@ def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
 
     context, rest = renamed_context(options.get("context"), dict(options))
     return rest if context is None else rest | {"context": context}
+
+
+def _all_text(values: Sequence[Any]) -> bool:
+    return len(values) > 0 and all(isinstance(v, str) for v in values)
 
 
 def _part(adata: AnnData, rows: np.ndarray, without: str | None = None) -> AnnData:

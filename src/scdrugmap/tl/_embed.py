@@ -116,7 +116,7 @@ def embed(
     """
     from scdrugmap.embedding.cells import read_cells
     from scdrugmap.embedding.embed import embed_cells
-    from scdrugmap.embedding.open import open_model
+    from scdrugmap.embedding.open import check_options, open_model
 
     context, model_options = renamed_context(context, model_options)
     edit = _anndata.edit(adata, copy=copy, mod=mod)
@@ -133,11 +133,13 @@ def embed(
         check_key(key_added)
     engine = Engine(device, precision, batch_size, progress, None if store is None else Path(store), seed_of(rng))
     params = {"checkpoint": str(checkpoint or ""), "layer": layer or "", "context": context or "", "seed": engine.seed}
-    results = {}
+    for one in models:
+        check_options(one, model_options)
+    known, results = _anndata.reading(edit.root, mod=mod), {}
     for one in models:
         genes = _anndata.gene_ids(target)
         opened = open_model(one, genes, checkpoint=checkpoint, options=model_options, seed=engine.seed)
-        cells = read_cells(target, opened.model, layer=layer, context=context)
+        cells = read_cells(known, opened.model, layer=layer, context=context)
         fit_here(opened, cells)
         found = embed_cells(opened.model, cells, engine, origin=opened.origin)
         record = {"params": _plain({"model": opened.model.card.name, **params, **model_options})}

@@ -155,7 +155,8 @@ def predict_response(
     _check_abstain(abstain)
     edit = _anndata.edit(adata, copy=copy, mod=mod)
     seed = seed_of(rng)
-    samples = None if sample_key is None else _anndata.obs_column(edit.adata, sample_key, "sample_key").astype(str)
+    main = _anndata.reading(edit.root, mod=mod)
+    samples = None if sample_key is None else _anndata.obs_column(main, sample_key, "sample_key").astype(str)
     shots = np.empty(0, dtype=np.int64)
     if predictor is not None:
         extra = [k for k, v in {"model": model, "use_rep": use_rep, "reference": reference}.items() if v is not None]
@@ -167,7 +168,7 @@ def predict_response(
         trained = load_any(predictor)
     else:
         trained, shots = _train_here(
-            edit.root, edit.adata, model, use_rep, reference, strategy, n_shots, shot_unit, label_key, samples, seed, mod,
+            edit.root, main, model, use_rep, reference, strategy, n_shots, shot_unit, label_key, samples, seed, mod,
             {"layer": layer, "batch_size": batch_size, "device": device, "precision": precision, "progress": progress,
              "conformal": bool(conformal) if conformal is None else conformal, "ood": bool(ood), **options},
         )  # fmt: skip
@@ -225,14 +226,12 @@ def _train_here(
             "predictor", None, "a predictor, a folder, or model= with reference=", "pass sd.tl.train(...)'s result."
         )
     if reference is not None:
-        _anndata.refuse_empty(_anndata.resolve(reference, mod=mod, argument="reference"), "reference")
+        _anndata.refuse_empty(_anndata.reading(reference, mod=mod, argument="reference"), "reference")
     if n_shots < 0:
         raise InputError("n_shots", n_shots, "0 or more", "pass 4.")
     if not n_shots:
         arguments = {"strategy": strategy, "label_key": label_key, "rng": seed, "mod": mod, **options}
         return train(reference, model, use_rep=use_rep, **arguments), np.empty(0, dtype=np.int64)
-    if _anndata.is_mudata(root) or (reference is not None and _anndata.is_mudata(reference)):
-        raise InputError("n_shots", n_shots, "0 for a MuData", "pass the modality: adata = mdata.mod['rna'].")
     from scdrugmap._cohort import encode
     from scdrugmap.predictor.few_shot import draw_shots
 
@@ -240,12 +239,32 @@ def _train_here(
         samples = adata.obs[KEYS.sample].astype(str)
     y = encode(_anndata.obs_column(adata, label_key, "label_key"))
     rows = draw_shots(y, n_shots, samples=None if samples is None else samples.to_numpy(), unit=shot_unit, rng=seed)
-    training = _with_shots(reference, adata[rows], options.get("groups"))
-    return train(training, model, use_rep=use_rep, strategy=strategy, label_key=label_key, rng=seed, **options), rows
+    training = _with_shots(reference, root, adata, rows, mod, options.get("groups"))
+    arguments = {"strategy": strategy, "label_key": label_key, "rng": seed, "mod": mod, **options}
+    return train(training, model, use_rep=use_rep, **arguments), rows
 
 
-def _with_shots(reference: AnnData | None, shots: AnnData, groups: str | None) -> AnnData:
-    """Put the shots behind the reference; equal names of groups in the two are different groups."""
+def _with_shots(
+    reference: Any, root: Any, adata: AnnData, rows: np.ndarray, mod: str, groups: str | None
+) -> AnnData | MuData:
+    """Put the shots behind the reference, modality by modality where both have several."""
+    main = None if reference is None else _anndata.reading(reference, mod=mod, argument="reference")
+    joined = _joined(main, adata[rows], groups)
+    if not _anndata.is_mudata(root) or not (reference is None or _anndata.is_mudata(reference)):
+        return joined
+    from mudata import MuData
+
+    parts = {mod: joined}
+    for name in root.mod:
+        if name != mod and (reference is None or name in reference.mod):
+            mine = root.mod[name]
+            shots = mine[mine.obs_names.isin(adata.obs_names[rows])]
+            parts[name] = _joined(None if reference is None else reference.mod[name], shots, None)
+    return MuData(parts)
+
+
+def _joined(reference: AnnData | None, shots: AnnData, groups: str | None) -> AnnData:
+    """Concatenate; equal names of groups in the two are different groups."""
     import anndata as ad
 
     shots = shots.to_memory() if shots.isbacked else shots.copy()

@@ -121,7 +121,7 @@ def prompt_response(
     seed = seed_of(rng)
     examples, names = None, np.empty(0, dtype=str)
     if n_shots and reference is not None:
-        known = _anndata.resolve(reference, mod=mod, argument="reference")
+        known = _anndata.reading(reference, mod=mod, argument="reference")
         examples = _examples(known, label_key, layer, context, shots, shots_rep)
         names = known.obs_names.to_numpy(dtype=str)
     source = (

@@ -135,13 +135,13 @@ def train(
     """
     from scdrugmap._cohort import both_classes, read_cohort
     from scdrugmap._random import seed_of
-    from scdrugmap.heads.make import make_head
+    from scdrugmap.heads.make import head_on, make_head
     from scdrugmap.predictor.adapted import fit_adapted
     from scdrugmap.predictor.fitting import Plan, fit_frozen
-    from scdrugmap.predictor.predictor import ResponsePredictor, head_on
+    from scdrugmap.predictor.predictor import ResponsePredictor
     from scdrugmap.predictor.training import Trust
 
-    main = _anndata.resolve(adata, mod=mod)
+    main = _anndata.reading(adata, mod=mod)
     _anndata.refuse_empty(main)
     _check_arguments(model, use_rep, strategy, head, checkpoint, lora_options, model_options)
     engine = Engine(device, precision, batch_size, progress, seed=seed_of(rng))
