@@ -37,16 +37,17 @@ def option(default: Any, group: Group, description: str, **extra: Any) -> Any:
         What it is, in one or two sentences.
     **extra
         ``flag`` (the flags of the command line), ``argument`` (the names that the tool may have for it),
-        ``former`` (its name in earlier versions), ``reads`` (``"cells"``: the tool gets the content of the file), and
+        ``former`` (its name in earlier versions), ``reads`` (``"cells"``: the tool gets the content of the file), ``words``
+        (``True``: names and values of pairs are taken as they are typed), and
         limits of :func:`pydantic.Field`.
     """
-    kept: dict[str, Any] = {k: extra.pop(k) for k in ("flag", "argument", "former", "reads") if k in extra}
+    kept: dict[str, Any] = {k: extra.pop(k) for k in ("flag", "argument", "former", "reads", "words") if k in extra}
     kept["group"] = group
     return Field(default, description=description, json_schema_extra=kept, **extra)
 
 
-class RunSpec(BaseModel):
-    """What every run has: where it reads, where it writes, and the seed."""
+class FileSpec(BaseModel):
+    """What every command has that makes files of files."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
     #: Public function that is called, and endings of what it writes (a folder if there are none).
@@ -56,12 +57,6 @@ class RunSpec(BaseModel):
     input: Path = option(..., "data", "AnnData (.h5ad) or MuData (.h5mu) file with raw counts.")
     output: Path = option(..., "output", "File or folder to write.", flag=["--output", "-o"])
     mod: str = option("rna", "data", "Modality of a MuData.")
-    layer: str | None = option(None, "data", "Layer with the raw counts; X if not given.")
-    device: str | None = option(None, "machine", "auto, cpu, cuda, cuda:1 or mps; by default that of the settings.")
-    seed: int = option(0, "machine", "Seed of everything random in the run.", ge=0, argument=["rng"])
-    options: dict[str, Any] = option(
-        {}, "model", "Further argument of the tool or the model as name=value; repeat it.", flag=["--set"]
-    )
 
     @model_validator(mode="before")
     @classmethod
@@ -135,17 +130,28 @@ class RunSpec(BaseModel):
         """
         parameters = inspect.signature(function).parameters
         known = {n for n, p in parameters.items() if p.kind is not p.VAR_KEYWORD} - PYTHON_ONLY
-        out = {}
+        out, options = {}, getattr(self, "options", {})
         for name, field in type(self).model_fields.items():
             taken = next((n for n in extra_of(field).get("argument", [name]) if n in known), None)
             value = getattr(self, name)
             if taken is not None and value is not None:
                 out[taken] = value
         if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
-            for name in self.options:
+            for name in options:
                 if name not in known:
                     raise UnknownNameError("options", name, sorted(known - out.keys() | type(self).model_fields.keys()))
-        return out | self.options
+        return out | options
+
+
+class RunSpec(FileSpec):
+    """What every run of a tool has: where its counts are, and the seed."""
+
+    layer: str | None = option(None, "data", "Layer with the raw counts; X if not given.")
+    device: str | None = option(None, "machine", "auto, cpu, cuda, cuda:1 or mps; by default that of the settings.")
+    seed: int = option(0, "machine", "Seed of everything random in the run.", ge=0, argument=["rng"])
+    options: dict[str, Any] = option(
+        {}, "model", "Further argument of the tool or the model as name=value; repeat it.", flag=["--set"]
+    )
 
 
 class EmbedSpec(RunSpec):
@@ -185,7 +191,9 @@ class TrainSpec(_Trained):
     model: str | None = option(None, "model", "Model to embed with or to adapt.", flag=["--model", "-m"])
     strategy: Literal["frozen", "lora"] = option("frozen", "model", "frozen, or lora for adapters in the model.")
     checkpoint: Path | None = option(None, "model", "Official checkpoint: folder, file or registry variant.")
-    groups: str | None = option(None, "data", "Column of obs whose cells stay together; by default sample.")
+    groups: str | Literal[False] | None = option(
+        None, "data", "Column of obs whose cells stay together; by default sample; false splits single cells."
+    )
     context: str | None = option(None, "data", "Column of obs for models whose cells see each other.")
     head: str = option("mlp", "model", "mlp or logistic.")
     head_options: dict[str, Any] | None = option(None, "model", "Parameter of the head as name=value; repeat it.")
@@ -218,7 +226,9 @@ class PredictSpec(_Trained):
     model: str | None = option(
         None, "model", "Without a predictor: model to train on the reference, or to prompt.", flag=["--model", "-m"]
     )
-    reference: Path | None = option(None, "data", "File with labelled cells to train on.", reads="cells")
+    reference: Path | None = option(
+        None, "data", "File with labelled cells to train on, or to take examples from.", reads="cells"
+    )
     strategy: Strategy = option("frozen", "model", "frozen, lora or prompt.")
     key_added: str = option("response", "output", "First part of the names that are written.")
     n_shots: int = option(0, "evaluation", "Labelled cells (or samples) per class of the input that join.", ge=0)
@@ -228,6 +238,9 @@ class PredictSpec(_Trained):
         None, "evaluation", "Write prediction sets: true for the predictor's coverage, or another one."
     )
     ood: bool | None = option(None, "evaluation", "Write the out-of-domain flag; by default if the predictor has it.")
+    checkpoint: Path | None = option(
+        None, "model", "Checkpoint of the model: where it lies here, if not where the predictor was trained."
+    )
     abstain: float | Literal["set"] | None = option(
         None, "evaluation", "Call no cell below this probability; set: none whose prediction set is not one class."
     )
@@ -286,6 +299,43 @@ class BenchmarkSpec(RunSpec):
     )
 
 
+class HarmonizeSpec(FileSpec):
+    """Give genes their approved names and, with a column, labels the words resistant and sensitive."""
+
+    tool: ClassVar[str] = "pp.harmonize_genes"
+    endings: ClassVar[tuple[str, ...]] = (".h5ad", ".h5mu")
+
+    table: list[str] | None = option(
+        None, "data", "Gene table: a file, or hgnc, which is fetched; by default that set if it is here, else the "
+        "packaged one; repeat it for several.",
+    )  # fmt: skip
+    column: str | None = option(None, "data", "Column of obs with the labels of the study.")
+    mapping: dict[str, str | None] | None = option(
+        None, "data", "What a value of the column means, as value=resistant, value=sensitive or value= for neither; "
+        "repeat it.", flag=["--map"], words=True,
+    )  # fmt: skip
+    key_added: str = option("response", "output", "Column of obs to write the labels to.")
+
+
+class ConcatSpec(FileSpec):
+    """Put studies under one another into one file, and find cells that several of them share."""
+
+    tool: ClassVar[str] = "pp.concat_studies"
+    endings: ClassVar[tuple[str, ...]] = (".h5ad",)
+
+    input: list[str] = option(
+        ..., "data", "Files of the studies, each as name=file, or a file whose name is that of the study.", min_length=2,
+        argument=["studies"],
+    )  # fmt: skip
+    output: Path = option(..., "output", "File to write.", flag=["--output", "-o"], argument=["path"])
+    join: Literal["inner", "outer"] = option(
+        "inner", "data", "inner keeps the genes that all studies have, outer all genes with zeros where one is absent."
+    )
+    layer: str | None = option(None, "data", "Layer with the raw counts; X if not given.")
+
+
+#: Commands that prepare cells, by name.
+PREPARE: dict[str, type[FileSpec]] = {"harmonize": HarmonizeSpec, "concat": ConcatSpec}
 #: The tools that the command line and the web server offer, by name.
 TOOLS: dict[str, type[RunSpec]] = {
     "embed": EmbedSpec,
@@ -301,7 +351,7 @@ def kinds_of(annotation: Any) -> list[Any]:
     return [p for p in parts if p is not type(None)]
 
 
-def _takes_one(spec: type[RunSpec], name: str) -> bool:
+def _takes_one(spec: type[FileSpec], name: str) -> bool:
     """Whether a field holds one value or a list of them."""
     lists = [get_origin(kind) is list for kind in kinds_of(spec.model_fields[name].annotation)]
     return any(lists) and not all(lists)

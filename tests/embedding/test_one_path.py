@@ -374,7 +374,7 @@ def test_groups_of_embed_is_context_now(adata, genes):
         sd.tl.embed(adata, model, groups="patient")
     assert adata.uns["cellplm"]["params"]["context"] == "patient"
     assert adata.uns["cellplm"]["provenance"]["context"] == "2 groups"
-    with pytest.warns(ScDrugMapWarning, match="context"):
+    with pytest.warns(FutureWarning, match="context"):
         spec = EmbedSpec(input="a.h5ad", output="b.h5ad", model=["CellPLM"], groups="patient")
     assert spec.context == "patient" and "groups" not in spec.model_dump()
 

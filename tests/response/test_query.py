@@ -69,9 +69,9 @@ def test_another_drug_is_said(adata):
     trained.obs["drug"], query.obs["drug"] = "Cisplatin", "cisplatin "
     trained.obs["tissue"], query.obs["tissue"] = "lung", ["lung"] * 60 + ["skin"] * 60
     predictor = sd.tl.train(trained, "pca", **QUICK)
-    with pytest.warns(ScDrugMapWarning, match="60 of 120 cells are of tissue 'skin'.*trained on 'lung'") as seen:
+    with pytest.warns(ScDrugMapWarning, match="60 of 120 cells are of tissue 'skin', not 'lung'") as seen:
         sd.tl.predict_response(query, predictor)
-    assert not any("drug" in str(w.message) and "cisplatin" in str(w.message) for w in seen)
+    assert not any("cisplatin" in str(w.message) for w in seen)
     assert {w.filename for w in seen} == {__file__}
 
 

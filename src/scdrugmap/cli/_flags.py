@@ -10,12 +10,12 @@ from typing import Any, Literal, get_args, get_origin
 import typer
 
 from scdrugmap._errors import SpecError
-from scdrugmap.spec import RunSpec, extra_of, kinds_of
+from scdrugmap.spec import FileSpec, extra_of, kinds_of
 
 Json = typer.Option(False, "--json", help="Print the result as JSON.", rich_help_panel="Output", show_default=False)
 
 
-def command(spec: type[RunSpec], run: Callable[[RunSpec, bool], None], example: str) -> Callable[..., None]:
+def command(spec: type[FileSpec], run: Callable[[Any, bool], None], example: str) -> Callable[..., None]:
     """Return the function that typer turns into a command.
 
     Parameters
@@ -28,21 +28,22 @@ def command(spec: type[RunSpec], run: Callable[[RunSpec, bool], None], example: 
         One command that runs.
     """
     fields = {n: f for n, f in spec.model_fields.items() if n != "input"}
-    takers = {n: _taker(f.annotation) for n, f in fields.items()}
+    takers = {n: _taker(f.annotation, words="words" in extra_of(f)) for n, f in fields.items()}
+    source = spec.model_fields["input"].annotation
     former = {extra_of(f)["former"]: n for n, f in fields.items() if "former" in extra_of(f)}
 
     def call(**given: Any) -> None:
         input, file, as_json = given.pop("input"), given.pop("spec"), given.pop("json")
-        if input is not None and input.suffix in (".yaml", ".yml") and file is None:
+        if isinstance(input, Path) and input.suffix in (".yaml", ".yml") and file is None:
             input, file = None, input
         values = {
             name: takers[former.get(name, name)][1](_flag(spec, former.get(name, name)), value)
             for name, value in given.items()
             if value not in (None, [])
         }
-        run(spec.build(file, input=input, **values), as_json)
+        run(spec.build(file, input=input or None, **values), as_json)
 
-    parameters = [_parameter("input", Path, typer.Argument(help=_help(spec, "input"), show_default=False))]
+    parameters = [_parameter("input", source, typer.Argument(help=_help(spec, "input"), show_default=False))]
     groups = ("data", "model", "evaluation", "machine", "output")
     for name in sorted(fields, key=lambda n: (groups.index(extra_of(fields[n])["group"]), n == "options")):
         parameters.append(_parameter(name, takers[name][0], _option(spec, name)))
@@ -62,7 +63,7 @@ def _parameter(name: str, kind: Any, info: Any, default: Any = None) -> inspect.
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=annotation)
 
 
-def _option(spec: type[RunSpec], name: str) -> Any:
+def _option(spec: type[FileSpec], name: str) -> Any:
     field = spec.model_fields[name]
     flags = extra_of(field).get("flag") or [f"--{name.replace('_', '-')}"]
     if kinds_of(field.annotation) == [bool] and len(flags) == 1:
@@ -71,7 +72,7 @@ def _option(spec: type[RunSpec], name: str) -> Any:
     return typer.Option(None, *flags, help=_help(spec, name), rich_help_panel=panel, show_default=False)
 
 
-def _help(spec: type[RunSpec], name: str) -> str:
+def _help(spec: type[FileSpec], name: str) -> str:
     field = spec.model_fields[name]
     default = field.default
     if field.is_required() or default is None or isinstance(default, bool | dict):
@@ -80,18 +81,18 @@ def _help(spec: type[RunSpec], name: str) -> str:
     return f"{field.description} Default: {shown}."
 
 
-def _flag(spec: type[RunSpec], name: str) -> str:
+def _flag(spec: type[FileSpec], name: str) -> str:
     return str((extra_of(spec.model_fields[name]).get("flag") or [f"--{name.replace('_', '-')}"])[0])
 
 
-def _taker(annotation: Any) -> tuple[Any, Callable[[str, Any], Any]]:
+def _taker(annotation: Any, *, words: bool = False) -> tuple[Any, Callable[[str, Any], Any]]:
     """Type of the flag of a field, and the function that reads what was typed."""
     kinds = kinds_of(annotation)
     origins = [get_origin(kind) or kind for kind in kinds]
     if list in origins or tuple in origins:
         return list[str], lambda flag, value: value
     if origins == [dict]:
-        return list[str], pairs
+        return list[str], word_pairs if words else pairs
     if len(kinds) == 1 and kinds[0] in (bool, int, float, Path):
         return kinds[0], lambda flag, value: value
     if origins == [str] or all(o is Literal and all(isinstance(a, str) for a in get_args(k)) for o, k in
@@ -121,4 +122,15 @@ def pairs(flag: str, texts: list[str]) -> dict[str, Any]:
             out[name.strip().replace("-", "_")] = scalar(flag, value)
         except SpecError:
             raise SpecError(flag, text, "a YAML value", f"quote it, as in {flag} name='[1, 2]'.") from None
+    return out
+
+
+def word_pairs(flag: str, texts: list[str]) -> dict[str, str | None]:
+    """Read ``name=value`` pairs whose names and values are words of the data; an empty value is none."""
+    out: dict[str, str | None] = {}
+    for text in texts:
+        name, equals, value = text.rpartition("=")
+        if not equals or not name:
+            raise SpecError(flag, text, "value=meaning", f"write for example {flag} non-responder=resistant.")
+        out[name] = value.strip() or None
     return out

@@ -130,6 +130,7 @@ def compare_columns(trained: Mapping[str, Sequence[str]], obs: Any) -> None:
     obs
         ``obs`` of the query.
     """
+    said = []
     for column in (KEYS.drug, KEYS.tissue, KEYS.cancer_type):
         seen = trained.get(column, [])
         if column not in obs or not seen or len(seen) >= LISTED:
@@ -138,10 +139,10 @@ def compare_columns(trained: Mapping[str, Sequence[str]], obs: Any) -> None:
         other = values[~values.str.strip().str.lower().isin([str(v).strip().lower() for v in seen])]
         if len(other):
             names = ", ".join(map(repr, other.value_counts().index[:5]))
-            warn(
-                f"{len(other)} of {len(obs)} cells are of {column} {names}, and the predictor was trained on "
-                f"{', '.join(map(repr, seen[:5]))}{' ...' if len(seen) > 5 else ''}: what it learnt may not hold for them."
-            )
+            known = ", ".join(map(repr, seen[:5])) + " ..." * (len(seen) > 5)
+            said.append(f"{len(other)} of {len(obs)} cells are of {column} {names}, not {known}")
+    if said:
+        warn(f"the predictor was not trained for these cells: {'; '.join(said)}. What it learnt may not hold for them.")
 
 
 def read_obsm(adata: Any, key: str) -> np.ndarray:

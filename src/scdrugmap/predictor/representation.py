@@ -16,6 +16,11 @@ from scdrugmap._device import Engine
 from scdrugmap._errors import CheckpointError, InputError, InputTypeError
 from scdrugmap.predictor.origin import Part, check_coverage, in_words_of, layer_of, origin_of, read_obsm, same_origin
 
+_MOVED = (
+    "Where the checkpoint of the training lies elsewhere: load_predictor(path, checkpoint=<folder>), or checkpoint= of "
+    "predict_response (scdrugmap predict --checkpoint)."
+)
+
 
 class Representation(ABC):
     """Turns an AnnData or MuData into features."""
@@ -210,7 +215,11 @@ class NetworkRepresentation(Representation):
             from scdrugmap.models import registry
 
             options = {**self.options, **({"recipe": self.recipe} if self.recipe else {})}
-            self.model = self.verified(registry.load(self.name, self.checkpoint, **options))
+            try:
+                loaded = registry.load(self.name, self.checkpoint, **options)
+            except CheckpointError as error:
+                raise CheckpointError(error.argument, error.found, error.expected, f"{error.fix} {_MOVED}") from error
+            self.model = self.verified(loaded)
         return self.model
 
     def verified(self, model: Any) -> Any:
@@ -221,7 +230,7 @@ class NetworkRepresentation(Representation):
                 "checkpoint",
                 f"other contents than at training in {', '.join(wrong)} of {self.name} ({self.checkpoint or 'default'})",
                 "the checkpoint whose SHA-256 the predictor names",
-                "pass load_predictor(path, checkpoint=<folder of the checkpoint it was trained on>).",
+                _MOVED,
             )
         return model
 

@@ -40,6 +40,7 @@ def predict_response(
     conformal: bool | float | None = None,
     ood: bool | None = None,
     abstain: float | Literal["set"] | None = None,
+    checkpoint: str | Path | None = None,
     layer: str | None = None,
     batch_size: int | None = None,
     device: str | None = None,
@@ -63,7 +64,7 @@ def predict_response(
     reference
         Labelled cells to train on, or to take the examples of a prompt from.
     strategy
-        ``"frozen"``, ``"lora"`` or ``"prompt"``.
+        ``"frozen"``, ``"lora"`` or ``"prompt"``, which is what a chat model means.
     key_added
         First part of the names that are written.
     n_shots
@@ -84,8 +85,11 @@ def predict_response(
     abstain
         Leave ``<key>_pred`` missing for unsure cells: where the likelier class is less probable than this number, or
         (``"set"``) where the prediction set does not hold exactly one class.
+    checkpoint
+        Where the checkpoint of the foundation model lies: as in :func:`train`, or, with the folder of a predictor, where
+        it lies here if not where it was at training.
     layer
-        Layer of the raw counts; by default ``X``, or the layer that the predictor was trained on.
+        Layer of the raw counts; by default the layer that the predictor was trained on, else ``X``.
     batch_size, device, precision, progress
         As in :func:`embed`.
     rng
@@ -138,10 +142,12 @@ def predict_response(
     if strategy not in STRATEGIES:
         raise UnknownNameError("strategy", strategy, STRATEGIES)
     check_key(key_added)
+    if strategy == "frozen" and is_prompted(model):
+        strategy = "prompt"
     if strategy == "prompt":
         given = {
             "predictor": predictor, "use_rep": use_rep, "sample_key": sample_key, "conformal": conformal, "ood": ood,
-            "abstain": abstain, "batch_size": batch_size, "device": device, "precision": precision,
+            "abstain": abstain, "checkpoint": checkpoint, "batch_size": batch_size, "device": device, "precision": precision,
         }  # fmt: skip
         for name, value in given.items():
             if value is not None:
@@ -165,11 +171,11 @@ def predict_response(
             raise InputError("predictor", f"predictor with {', '.join(extra)}", "either", "leave one of the two out.")
         from scdrugmap.tl._train import load_any
 
-        trained = load_any(predictor)
+        trained = load_any(predictor, checkpoint)
     else:
         trained, shots = _train_here(
             edit.root, main, model, use_rep, reference, strategy, n_shots, shot_unit, label_key, samples, seed, mod,
-            {"layer": layer, "batch_size": batch_size, "device": device, "precision": precision, "progress": progress,
+            {"layer": layer, "checkpoint": checkpoint, "batch_size": batch_size, "device": device, "precision": precision, "progress": progress,
              "conformal": bool(conformal) if conformal is None else conformal, "ood": bool(ood), **options},
         )  # fmt: skip
     if (conformal or abstain == "set") and trained.conformal is None:
@@ -201,6 +207,16 @@ def predict_response(
         edit.adata.obs[key_added + suffix[str(column)]] = frame[column].array
     edit.adata.uns[key_added] = record
     return edit.finish([key_added + suffix[str(column)] for column in frame])
+
+
+def is_prompted(model: Any) -> bool:
+    """Whether this is the name of a chat model that the registry knows."""
+    from scdrugmap.models import registry
+
+    try:
+        return isinstance(model, str) and registry.get(model).card.kind == "prompt"
+    except UnknownNameError:
+        return False
 
 
 def _train_here(

@@ -224,14 +224,17 @@ def _describe(obs: pd.DataFrame, cohort: Cohort) -> dict[str, Any]:
     }
 
 
-def load_any(predictor: Any) -> ResponsePredictor:
+def load_any(predictor: Any, checkpoint: str | Path | None = None) -> ResponsePredictor:
     """Return a predictor that is given as such or as its folder."""
     from scdrugmap.predictor.predictor import ResponsePredictor, load_predictor
 
     if isinstance(predictor, ResponsePredictor):
+        if checkpoint is not None:
+            fix = "pass the folder of the predictor, or load_predictor(path, checkpoint=...)."
+            raise InputError("checkpoint", str(checkpoint), "None with a predictor that is loaded already", fix)
         return predictor
     if isinstance(predictor, str | Path):
-        return load_predictor(predictor)
+        return load_predictor(predictor, checkpoint=checkpoint)
     raise InputTypeError(
         "predictor", type(predictor).__name__, "a ResponsePredictor or its folder", "pass what sd.tl.train returned."
     )
