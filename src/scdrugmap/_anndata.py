@@ -85,7 +85,9 @@ def reading(data: Any, *, mod: str = "rna", argument: str = "adata") -> AnnData:
         return adata
     obs = adata.obs.join(data.obs[more].reindex(adata.obs_names))
     parts = {"obsm": dict(adata.obsm), "layers": dict(adata.layers), "uns": dict(adata.uns)}
-    return AnnData(X=adata.X, obs=obs, var=adata.var, **parts)
+    out = AnnData(X=adata.X, obs=obs, var=adata.var, **parts)
+    out.raw = adata.raw
+    return out
 
 
 def refuse_empty(adata: AnnData, argument: str = "adata", *, genes: bool = False) -> None:
@@ -180,8 +182,13 @@ def mirror_obs(data: Any, mod: str, keys: Iterable[str]) -> None:
         data.obs[f"{mod}:{key}"] = pd.Series(values, index=data.obs.index)
 
 
+def is_raw(adata: AnnData, layer: str | None) -> bool:
+    """Whether ``layer`` means ``adata.raw``, which has genes of its own: there is no layer of this name."""
+    return layer == "raw" and "raw" not in adata.layers and adata.raw is not None
+
+
 def counts(adata: AnnData, layer: str | None = None) -> Any:
-    """Return ``X`` or a layer as it is: dense, CSR, CSC, backed, zarr or dask.
+    """Return ``X``, a layer, or ``adata.raw`` (``"raw"``) as it is: dense, CSR, CSC, backed, zarr or dask.
 
     Raises
     ------
@@ -199,8 +206,10 @@ def counts(adata: AnnData, layer: str | None = None) -> Any:
                 f"pass layer=<one of {list(adata.layers)}>." if len(adata.layers) else "set adata.X to the raw counts.",
             )
         return _whole(adata.X, "adata.X")
+    if is_raw(adata, layer):
+        return _whole(adata.raw.X, "adata.raw.X")
     if layer not in adata.layers:
-        known = ", ".join(map(repr, adata.layers)) or "none"
+        known = ", ".join(map(repr, [*adata.layers, *(["raw"] if adata.raw is not None else [])])) or "none"
         raise MissingKeyError("layer", repr(layer), f"one of the layers ({known})", "pass one of them, or None for X.")
     return _whole(adata.layers[layer], f"adata.layers[{layer!r}]")
 
@@ -244,8 +253,8 @@ def obs_column(adata: AnnData, key: str, argument: str) -> pd.Series:
     return adata.obs[key]
 
 
-def gene_ids(adata: AnnData) -> Genes:
-    """Return the gene identifiers of ``adata`` as far as they are written in it.
+def gene_ids(adata: AnnData, layer: str | None = None) -> Genes:
+    """Return the gene identifiers of ``adata`` (or of ``adata.raw``) as far as they are written in it.
 
     Symbols come from ``var["gene_symbol"]`` (or ``symbol``, ``gene_name``, ...), else from names that read as symbols;
     Ensembl ids, without version, from ``var["ensembl_id"]`` (or ``ensembl``, ``gene_ids``, ...), else from names
@@ -259,9 +268,10 @@ def gene_ids(adata: AnnData) -> Genes:
     >>> gene_ids(adata).ensembl.tolist()
     ['ENSG00000141510']
     """
-    symbol, ensembl = first_column(adata.var, SYMBOL_COLUMNS), first_column(adata.var, ENSEMBL_COLUMNS)
+    var = adata.raw.var if is_raw(adata, layer) else adata.var
+    symbol, ensembl = first_column(var, SYMBOL_COLUMNS), first_column(var, ENSEMBL_COLUMNS)
     return Genes.from_names(
-        adata.var_names,
-        symbols=None if symbol is None else adata.var[symbol],
-        ensembl=None if ensembl is None else adata.var[ensembl],
+        var.index,
+        symbols=None if symbol is None else var[symbol],
+        ensembl=None if ensembl is None else var[ensembl],
     )

@@ -323,7 +323,7 @@ class ConcatSpec(FileSpec):
     tool: ClassVar[str] = "pp.concat_studies"
     endings: ClassVar[tuple[str, ...]] = (".h5ad",)
 
-    input: list[str] = option(
+    input: list[str] = option(  # type: ignore[assignment]
         ..., "data", "Files of the studies, each as name=file, or a file whose name is that of the study.", min_length=2,
         argument=["studies"],
     )  # fmt: skip

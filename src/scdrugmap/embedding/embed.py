@@ -106,9 +106,9 @@ def embed_cells(
     from scdrugmap.settings import settings
 
     if isinstance(model, FittedModel):
-        found = _transformed(model, cells if rows is None else cells.take(rows))
-        _warn_about(found, model)
-        return found
+        projected = _transformed(model, cells if rows is None else cells.take(rows))
+        _warn_about(projected, model)
+        return projected
     if model.card.context == "group" and cells.context is None:
         warn(
             f"no context= and no obs[{KEYS.sample!r}]: all cells form one group and see each other. "

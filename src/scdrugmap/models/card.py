@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from scdrugmap._keys import KEYS
@@ -14,7 +14,10 @@ def model_key(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-@dataclass(frozen=True)
+_COUNTED = ("vocab_size", "max_length", "n_parameters")
+
+
+@dataclass(frozen=True, repr=False)
 class ModelCard:
     """What a model is, what it needs and under which terms.
 
@@ -76,3 +79,17 @@ class ModelCard:
     def stem(self) -> str:
         """The name of its slots: ``uns["llama38b"]``, and ``uns["scdrugmap_pca"]`` for a baseline."""
         return KEYS.stem(self.key, self.kind)
+
+    def __str__(self) -> str:
+        shown = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
+        lines = [f"{self.name}: {self.architecture}"]
+        for name, value in shown.items():
+            if name == "architecture" or value is None or value == ():
+                continue
+            text = (
+                ", ".join(map(str, value)) if isinstance(value, tuple) else f"{value:,}" if name in _COUNTED else value
+            )
+            lines.append(f"  {name:<16} {text}")
+        return "\n".join(lines)
+
+    __repr__ = __str__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pandas as pd
 from scdrugmap import _anndata
 from scdrugmap._errors import InputError
 from scdrugmap._keys import CLASSES, KEYS
+from scdrugmap.embedding.cells import counts_elsewhere
 from scdrugmap.embedding.source import CountSource
 from scdrugmap.evaluation.splits.duplicates import MIN_GENES, content_hash
 from scdrugmap.genes.identifiers import recognise
@@ -87,9 +89,9 @@ def check(
         findings.append(Finding("error", slot, "no cells" if data.n_obs == 0 else "no genes", "check the filters."))
     else:
         survey = _survey(counts, chunk_size)
-        _check_counts(data, survey, slot, findings, facts)
+        _check_counts(data, survey, slot, layer, findings, facts)
         _check_cells(data, survey, slot, sample_key, study_key, findings, facts)
-        _check_genes(data, survey, findings, facts)
+        _check_genes(data, survey, layer, findings, facts)
         labels = _check_labels(data, label_key, sample_key, study_key, findings, facts)
         if models is not None:
             _check_models(data, models, layer, findings)
@@ -137,7 +139,9 @@ def _survey(counts: Any, chunk_size: int) -> _Survey:
     return out
 
 
-def _check_counts(data: AnnData, s: _Survey, slot: str, findings: list[Finding], facts: dict[str, Any]) -> None:
+def _check_counts(
+    data: AnnData, s: _Survey, slot: str, layer: str | None, findings: list[Finding], facts: dict[str, Any]
+) -> None:
     """Raw counts are finite, whole and not negative."""
     facts["raw_counts"] = not (s.n_not_finite or s.n_negative or s.n_fractional)
     facts["median_counts_per_cell"] = float(np.median(s.total))
@@ -150,7 +154,7 @@ def _check_counts(data: AnnData, s: _Survey, slot: str, findings: list[Finding],
         )
     if s.n_negative:
         findings.append(
-            Finding("error", slot, f"{s.n_negative:,} negative values (scaled data?)", _where_counts_are(data, slot))
+            Finding("error", slot, f"{s.n_negative:,} negative values (scaled data?)", counts_elsewhere(data, layer))
         )
     elif s.n_fractional:
         share = s.n_fractional / s.n_stored
@@ -160,7 +164,7 @@ def _check_counts(data: AnnData, s: _Survey, slot: str, findings: list[Finding],
                 "error",
                 slot,
                 f"{share:.0%} of the stored values are not whole numbers{guess}; models need raw counts",
-                _where_counts_are(data, slot),
+                counts_elsewhere(data, layer),
             )
         )
     if facts["raw_counts"]:
@@ -169,24 +173,6 @@ def _check_counts(data: AnnData, s: _Survey, slot: str, findings: list[Finding],
             f"{facts['median_genes_per_cell']:,.0f} genes per cell"
         )
         findings.append(Finding("info", slot, message))
-
-
-def _where_counts_are(data: AnnData, slot: str) -> str:
-    """Look for whole numbers in the first cells of the other matrices."""
-    first = slice(0, min(200, data.n_obs))
-
-    def whole(matrix: Any) -> bool:
-        values = CountSource(matrix)[first].data
-        return values.size > 0 and bool(np.isfinite(values).all() and (values >= 0).all() and (values % 1 == 0).all())
-
-    for name, matrix in data.layers.items():
-        if slot != f"layers[{name!r}]" and whole(matrix):
-            return f"pass layer={name!r}, which holds whole numbers."
-    if slot != "X" and data.X is not None and whole(data.X):
-        return "pass layer=None: X holds whole numbers."
-    if data.raw is not None and whole(data.raw.X):
-        return "use adata.raw.to_adata(), which holds whole numbers."
-    return "go back to the raw counts and put them into X or a layer."
 
 
 def _check_cells(
@@ -232,13 +218,14 @@ def _check_cells(
         )
 
 
-def _check_genes(data: AnnData, s: _Survey, findings: list[Finding], facts: dict[str, Any]) -> None:
+def _check_genes(data: AnnData, s: _Survey, layer: str | None, findings: list[Finding], facts: dict[str, Any]) -> None:
     """Identifiers, species, duplicates, genes that no cell has."""
-    found = recognise(data.var_names)
-    ids = _anndata.gene_ids(data)
+    names = data.raw.var_names if _anndata.is_raw(data, layer) else data.var_names
+    found = recognise(names)
+    ids = _anndata.gene_ids(data, layer)
     n_symbols, n_ensembl = int((ids.symbols != "").sum()), int((ids.ensembl != "").sum())
     facts |= {"identifiers": found.kind, "species": found.species, "n_symbols": n_symbols, "n_ensembl_ids": n_ensembl}
-    some = ", ".join(map(str, data.var_names[:3]))
+    some = ", ".join(map(str, names[:3]))
     fix = "sd.pp.harmonize_genes(adata)."
     if n_symbols == 0 and n_ensembl == 0:
         level: Level = "error"
@@ -252,7 +239,7 @@ def _check_genes(data: AnnData, s: _Survey, findings: list[Finding], facts: dict
         findings.append(
             Finding("info", "var_names", f"{kind}{species} ({some}); {n_symbols:,} symbols, {n_ensembl:,} Ensembl ids")
         )
-        if n_symbols < 0.5 * data.n_vars or n_ensembl < 0.5 * data.n_vars:
+        if n_symbols < 0.5 * len(names) or n_ensembl < 0.5 * len(names):
             lacking = "symbols" if n_symbols < n_ensembl else "Ensembl ids"
             findings.append(Finding("info", "var", f"most genes have no {lacking}, which some models need", fix))
     if found.species not in ("human", "unknown") and found.species_share > 0.5:
@@ -264,8 +251,8 @@ def _check_genes(data: AnnData, s: _Survey, findings: list[Finding], facts: dict
                 "map to orthologues first.",
             )
         )
-    if not data.var_names.is_unique:
-        n = int(data.var_names.duplicated().sum())
+    if not names.is_unique:
+        n = int(names.duplicated().sum())
         findings.append(
             Finding(
                 "error", "var_names", f"{n:,} names are repeated", "sd.pp.harmonize_genes(adata), which adds them up."
@@ -273,9 +260,23 @@ def _check_genes(data: AnnData, s: _Survey, findings: list[Finding], facts: dict
         )
     elif (repeated := pd.Series(ids.symbols[ids.symbols != ""]).duplicated().sum()) > 0:
         findings.append(Finding("warning", "var", f"{repeated:,} genes share a symbol with another one", fix))
+    if layer != "raw":
+        _check_selection(data, findings)
     n_empty = facts["n_empty_genes"] = int((s.gene_cells == 0).sum())
     if n_empty:
         findings.append(Finding("info", "X", f"{n_empty:,} genes without any count"))
+
+
+def _check_selection(data: AnnData, findings: list[Finding]) -> None:
+    """Models read all genes; a selection of them is for clustering."""
+    chosen = "highly_variable" in data.var and bool(data.var["highly_variable"].astype(bool).all())
+    more = 0 if data.raw is None else data.raw.n_vars
+    if more > data.n_vars:
+        fix = "pass layer='raw' if adata.raw holds raw counts, or go back to all genes."
+        findings.append(Finding("warning", "var", f"{data.n_vars:,} of the {more:,} genes of adata.raw", fix))
+    elif chosen:
+        fix = "go back to all genes: models read far more of them."
+        findings.append(Finding("warning", "var", f"highly variable genes only ({data.n_vars:,})", fix))
 
 
 def _check_labels(
@@ -290,14 +291,12 @@ def _check_labels(
         if key not in data.obs:
             findings.append(Finding("info", f'obs["{key}"]', f"missing: {why}", f"add it, or pass {argument}=."))
     if label_key not in data.obs:
-        findings.append(
-            Finding(
-                "info",
-                slot,
-                "missing: fine for prediction, not for training",
-                "sd.pp.harmonize_response(adata, column).",
-            )
-        )
+        near = get_close_matches(label_key.lower(), [str(c).lower() for c in data.obs], n=1, cutoff=0.7)
+        meant = next((c for c in data.obs if near and str(c).lower() == near[0]), None)
+        asked = label_key != KEYS.response or meant is not None
+        fix = f"did you mean label_key={meant!r}?" if meant else "sd.pp.harmonize_response(adata, column)."
+        message = "missing: fine for prediction, not for training"
+        findings.append(Finding("warning" if asked else "info", slot, message, fix))
         return pd.DataFrame()
     label = data.obs[label_key].astype(object).where(data.obs[label_key].notna(), "").astype(str)
     tally = {str(k): int(v) for k, v in label.value_counts().items()}

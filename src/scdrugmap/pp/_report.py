@@ -119,7 +119,7 @@ class CheckReport:
 
     def _title(self) -> str:
         n_errors, n_warnings = len(self.errors), len(self.warnings)
-        verdict = "ready" if not n_errors else "not ready"
+        verdict = "not ready" if n_errors else "see the warnings" if n_warnings else "ready"
         tally = f"{n_errors} error{'s' * (n_errors != 1)}, {n_warnings} warning{'s' * (n_warnings != 1)}"
         return f"{self.n_cells:,} cells x {self.n_genes:,} genes: {verdict} ({tally})"
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 _EXTRAS: Mapping[str, Any] = {"calibration": Calibrator, "conformal": ConformalSets, "ood": OutOfDomain}
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class ResponsePredictor:
     """Predicts drug response of cells; made by :func:`scdrugmap.tl.train`, read by :func:`load_predictor`.
 
@@ -81,6 +81,24 @@ class ResponsePredictor:
     conformal_by: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
     threshold: float = 0.5
+
+    def __repr__(self) -> str:
+        t = self.training
+        cells = f"{t.get('n_cells', 0):,} cells ({t.get('n_resistant', 0):,} resistant, {t.get('n_sensitive', 0):,} sensitive)"
+        rows = {
+            "head": t.get("head", type(self.head).__name__),
+            "trained on": cells + (f" of {t['n_groups']} groups ({t['groups']})" if t.get("groups") else ""),
+            **{
+                name: ", ".join(values[:5]) + " ..." * (len(values) > 5)
+                for name, values in t.get("columns", {}).items()
+            },
+            "calibration": self.calibration and self.calibration.method,
+            "prediction sets": self.conformal and f"coverage {self.conformal.coverage:g}",
+            "out of domain": self.ood and f"{self.ood.n_neighbors} neighbours",
+        }
+        lines = [f"ResponsePredictor on {self.representation.label}"]
+        lines += [f"  {name:<16} {value or 'no'}" for name, value in rows.items()]
+        return "\n".join([*lines, "  .card says more; .predict(adata), .save(folder)"])
 
     def features(
         self,

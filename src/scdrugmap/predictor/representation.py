@@ -363,7 +363,7 @@ def open_representation(
     from scdrugmap.models.base import FittedModel
 
     _anndata.refuse_empty(adata, genes=True)
-    genes = _anndata.gene_ids(adata)
+    genes = _anndata.gene_ids(adata, layer)
     opened = open_model(model, genes, checkpoint=checkpoint, options=options, seed=engine.seed)
     _anndata.counts(adata, layer)
     if isinstance(opened.model, FittedModel):

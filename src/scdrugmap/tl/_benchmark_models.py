@@ -116,7 +116,8 @@ class Asked:
         from scdrugmap.tl._embed import embed
 
         X = _anndata.counts(self.adata, self.layer)
-        light = ad.AnnData(X=X, obs=self.adata.obs, var=self.adata.var)
+        var = self.adata.raw.var if _anndata.is_raw(self.adata, self.layer) else self.adata.var
+        light = ad.AnnData(X=X, obs=self.adata.obs, var=var)
         options = {
             "context": self.sample_key if self.sample_key in self.adata.obs else None,
             "rng": self.engine.seed,

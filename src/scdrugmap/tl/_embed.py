@@ -137,7 +137,7 @@ def embed(
         check_options(one, model_options)
     known, results = _anndata.reading(edit.root, mod=mod), {}
     for one in models:
-        genes = _anndata.gene_ids(target)
+        genes = _anndata.gene_ids(target, layer)
         opened = open_model(one, genes, checkpoint=checkpoint, options=model_options, seed=engine.seed)
         cells = read_cells(known, opened.model, layer=layer, context=context)
         fit_here(opened, cells)

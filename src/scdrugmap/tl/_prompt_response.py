@@ -129,7 +129,7 @@ def prompt_response(
     )
     result = prompting.predict(
         _anndata.counts(edit.adata, layer),
-        _symbols(edit.adata),
+        _symbols(edit.adata, layer),
         model=_model_name(model),
         template=template,
         context=_told(edit.adata, context),
@@ -171,9 +171,9 @@ def _model_name(model: Any) -> str:
     return card.name.lower() if model in (card.name, card.key) else model
 
 
-def _symbols(adata: AnnData) -> list[str]:
+def _symbols(adata: AnnData, layer: str | None) -> list[str]:
     """Symbols, or the names of genes without one."""
-    genes = _anndata.gene_ids(adata)
+    genes = _anndata.gene_ids(adata, layer)
     return np.where(genes.symbols == "", genes.names, genes.symbols).tolist()
 
 
@@ -200,7 +200,7 @@ def _examples(
 
     return Examples(
         _anndata.counts(reference, layer),
-        _symbols(reference),
+        _symbols(reference, layer),
         encode(_anndata.obs_column(reference, label_key, "label_key")),
         _embedding(reference, "reference", rep) if shots == "nearest" else None,
         _told(reference, [name for name in context if name in reference.obs]),

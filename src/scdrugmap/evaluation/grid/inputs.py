@@ -89,7 +89,7 @@ def find_duplicates(adata: AnnData, study: np.ndarray, layer: str | None = None)
     barcode = adata.obs["barcode"].to_numpy(dtype=object) if "barcode" in adata.obs else None
     series = adata.obs["series"].to_numpy(dtype=object) if "series" in adata.obs else study
     common = None
-    if KEYS.concat in adata.uns and "n_studies" in adata.var:
+    if KEYS.concat in adata.uns and not _anndata.is_raw(adata, layer) and "n_studies" in adata.var:
         n_studies = adata.var["n_studies"].to_numpy()
         common = n_studies == len(adata.uns[KEYS.concat]["studies"])
     return duplicate_groups(X, series=series, barcode=barcode, common=common, origin=study, n=adata.n_obs)
@@ -97,6 +97,7 @@ def find_duplicates(adata: AnnData, study: np.ndarray, layer: str | None = None)
 
 def read_counts(adata: AnnData, layer: str | None) -> tuple[Counted | None, str]:
     """Return raw counts for fitted representations, or why there are none."""
+    from scdrugmap.embedding.cells import counts_elsewhere
     from scdrugmap.embedding.source import CountSource
     from scdrugmap.models.kit.values import check_values
 
@@ -109,13 +110,14 @@ def read_counts(adata: AnnData, layer: str | None) -> tuple[Counted | None, str]
             check_values(block, counts=True, model="a baseline")
             del first
     except InputError as error:
-        return None, str(error)
-    return Counted(X, _anndata.gene_ids(adata), expression_digest(adata, layer)), ""
+        return None, f"{error.found}; {counts_elsewhere(adata, layer)}"
+    return Counted(X, _anndata.gene_ids(adata, layer), expression_digest(adata, layer)), ""
 
 
 def expression_digest(adata: AnnData, layer: str | None) -> str:
     """SHA-256 over the values of every cell and the names of the genes."""
-    digest = hashlib.sha256("\x1f".join(map(str, adata.var_names)).encode())
+    names = adata.raw.var_names if _anndata.is_raw(adata, layer) else adata.var_names
+    digest = hashlib.sha256("\x1f".join(map(str, names)).encode())
     digest.update(content_hash(_anndata.counts(adata, layer)).tobytes())
     return digest.hexdigest()
 
