@@ -102,6 +102,8 @@ class NetworkModel(Model):
     digests: Mapping[str, str]
     #: Whether any gene name can be used, so that no gene is foreign (models that read text).
     open_vocabulary: ClassVar[bool] = False
+    #: Entries of the checkpoint registry that come with the model, by the keys on its card; only for plug-ins.
+    checkpoints: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     #: Padded tokens in one forward pass on a CPU; the engine scales it on other devices.
     token_budget: ClassVar[int] = 16_384
 

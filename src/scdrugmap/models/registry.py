@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scdrugmap._errors import InputError, InputTypeError, UnknownNameError
+from scdrugmap._logging import warn
 from scdrugmap.models.card import ModelCard, model_key
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ _REGISTERED: dict[str, type[Model]] = {}
 def register(model: type[Model]) -> type[Model]:
     """Add a model class for this session; usable as a decorator.
 
-    Packages register theirs through the entry-point group ``scdrugmap.models`` instead.
+    Packages register theirs through the entry-point group ``scdrugmap.models`` instead. Either way the entries in its
+    ``checkpoints`` join the checkpoint registry.
 
     Parameters
     ----------
@@ -67,8 +69,17 @@ def register(model: type[Model]) -> type[Model]:
         )
     if model.card.key in _BUILT_IN:
         raise InputError("model.card.name", model.card.name, "a name that is not built in", "choose another name.")
+    _add_checkpoints(model)
     _REGISTERED[model.card.key] = model
     return model
+
+
+def _add_checkpoints(model: type[Model]) -> None:
+    own = getattr(model, "checkpoints", None)
+    if own:
+        from scdrugmap.download.catalog import add_entries
+
+        add_entries("checkpoints", own)
 
 
 @cache
@@ -101,11 +112,47 @@ def get(name: str | Model | type[Model]) -> type[Model]:
         module, _, attribute = _BUILT_IN[key].partition(":")
         return getattr(importlib.import_module(module), attribute)
     if key in _plugins():
-        return _plugins()[key].load()
-    for known in keys():
-        if key in {model_key(alias) for alias in get(known).card.aliases}:
-            return get(known)
-    raise UnknownNameError("model", name, [get(k).card.name for k in keys()], "sd.models.list() shows them all.")
+        return _plugin(key)
+    known = usable()
+    for cls in known.values():
+        if key in {model_key(alias) for alias in cls.card.aliases}:
+            return cls
+    raise UnknownNameError("model", name, [c.card.name for c in known.values()], "sd.models.list() shows them all.")
+
+
+@cache
+def _plugin(key: str) -> type[Model]:
+    """Load the model of another package.
+
+    Raises
+    ------
+    InputError
+        If that package fails.
+    """
+    point = _plugins()[key]
+    try:
+        model = point.load()
+        if not isinstance(getattr(model, "card", None), ModelCard):
+            raise TypeError(f"{point.value} is no model class with a ModelCard as .card")
+        _add_checkpoints(model)
+    except Exception as error:
+        package = getattr(getattr(point, "dist", None), "name", None) or point.value.partition(":")[0]
+        found = f"plug-in {point.name!r} of {package}, which fails: {type(error).__name__}: {error}"
+        raise InputError("model", found, "a package that can be imported", f"update or remove {package}.") from error
+    return model
+
+
+def usable() -> dict[str, type[Model]]:
+    """Classes of all known models by key; a plug-in that fails is left out, with a warning."""
+    out = {}
+    for key in keys():
+        try:
+            out[key] = get(key)
+        except InputError as error:
+            if key not in _plugins():
+                raise
+            warn(f"{error.found} and is left out.")
+    return out
 
 
 def info(name: str) -> ModelCard:
@@ -202,6 +249,13 @@ def resolve_checkpoint(card: ModelCard, checkpoint: str | Path | None) -> Path:
                 f"check the path; sd.models.fetch({card.name!r}) fetches the default.",
             )
         variant = variants[model_key(text)]
+    elif not card.checkpoints:
+        from scdrugmap._errors import CheckpointError
+
+        raise CheckpointError(
+            "checkpoint", None, f"the folder of a checkpoint of {card.name}, which names none to fetch",
+            "pass checkpoint=<folder>, or give the model an entry in checkpoints (see the developer guide).",
+        )  # fmt: skip
     else:
         variant = card.checkpoints[0]
     from scdrugmap import download
