@@ -24,7 +24,7 @@ TYPED = {
     "options": ("a-b=[1, x]", {"a_b": [1, "x"]}), "head_options": ("epochs=3", {"epochs": 3}),
     "lora_options": ("rank=4", {"rank": 4}), "embed_options": ("scvi={max_epochs: 2}", {"scvi": {"max_epochs": 2}}),
     "split": ("patient", "patient"), "adapt": ("coral", "coral"), "shot_weight": ("2", 2),
-    "head": ("logistic", "logistic"), "use_rep": ("X_a", "X_a"),
+    "groups": ("patient", "patient"), "head": ("logistic", "logistic"), "use_rep": ("X_a", "X_a"),
     ("explain", "store"): ("cells", "cells"), "method": ("ig", "ig"),
 }  # fmt: skip
 

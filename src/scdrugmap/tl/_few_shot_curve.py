@@ -108,7 +108,7 @@ def few_shot_curve(
     from scdrugmap.heads.make import make_head
     from scdrugmap.predictor.few_shot import shot_order
 
-    main = _anndata.resolve(adata, mod=mod)
+    main = _anndata.reading(adata, mod=mod)
     _anndata.refuse_empty(main)
     if (model is None) == (use_rep is None):
         raise InputError("model or use_rep", (model, use_rep), "one of the two", "pass model='scGPT'.")
