@@ -28,6 +28,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "model_table",
+    "server_screenshots",
 ]
 autosummary_generate = True
 autodoc_member_order = "groupwise"
@@ -52,7 +53,7 @@ nb_merge_streams = True
 # autosummary writes its pages in the first suffix that reStructuredText has
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb"}
 templates_path = ["_templates"]
-exclude_patterns = ["_build", "jupyter_execute", "**.ipynb_checkpoints"]
+exclude_patterns = ["_server_screenshots.md", "_build", "jupyter_execute", "**.ipynb_checkpoints"]
 
 html_theme = "sphinx_book_theme"
 html_title = project

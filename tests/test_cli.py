@@ -173,6 +173,7 @@ def test_what_ran_is_what_the_record_says(files, tmp_path):
     assert {r["head"] for r in rows if r["model"] == "X_mine"} == {"logistic"}
     record = yaml.safe_load((tmp_path / "r" / "run.yaml").read_text())
     assert (record["head"], record["preset"], record["n_folds"]) == ("logistic", "published", 3)
+    assert (record["split"], record["duplicates"]) == ("cell", "ignore")
     assert "store" in record
 
 

@@ -30,7 +30,7 @@ ORDER = [
     ("genes",),
     ("download",),
     ("spec",),
-    ("_anndata", "_cohort"),
+    ("_anndata", "_labels", "_cohort"),
     ("models/kit",),
     ("models",),
     ("embedding",),
@@ -48,12 +48,11 @@ ORDER = [
     ("evaluation", "response"),
     ("pp", "pl"),
     ("tl",),
+    ("study",),
     ("testing",),
     ("cli", "web"),
 ]
 FLOOR = {room: i for i, rooms in enumerate(ORDER) for room in rooms}
-#: Circles that stood before the rooms were moved; each goes with the step that mends it.
-UNMENDED = {}
 
 
 def modules(root: Path = ROOT) -> dict[str, Path]:
@@ -116,8 +115,6 @@ def test_imports_point_down():
 def test_no_circle_is_closed():
     graph = arrows(modules())
     graph.pop(ROOT / "__init__.py")
-    for a, b in UNMENDED:
-        graph[ROOT / a].discard(ROOT / b)
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:

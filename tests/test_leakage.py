@@ -119,18 +119,18 @@ def test_genes_chosen_on_all_cells():
 
 
 def test_early_stopping_watches_training_cells_only(monkeypatch):
-    from scdrugmap.heads import batched
+    from scdrugmap.heads import tasks
 
     adata = cohort(0, sample_effect=0.3)
     seen = []
-    split = batched._inner_split
+    split = tasks.inner_split
 
-    def spy(head, y, groups, at, rng):
-        fit, held = split(head, y, groups, at, rng)
+    def spy(y, groups, at, fraction, rng):
+        fit, held = split(y, groups, at, fraction, rng)
         seen.append((at, fit, held, groups))
         return fit, held
 
-    monkeypatch.setattr(batched, "_inner_split", spy)
+    monkeypatch.setattr(tasks, "inner_split", spy)
     options = {"early_stopping": True, "epochs": 2, "hidden": (8,)}
     result = sd.tl.benchmark(
         adata, models="X_log", head="mlp", head_options=options, baselines=[], n_folds=4, metrics="auroc"

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import scdrugmap as sd
+from scdrugmap._anndata import no_pull
 
 matplotlib.use("agg")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -36,7 +37,7 @@ def adata(simulated):
 @pytest.fixture
 def swapped(simulated) -> mudata.MuData:
     """The RNA under another name, which only ``mod=`` finds."""
-    with mudata.set_options(pull_on_update=False):
+    with no_pull():
         return mudata.MuData({"gex": simulated.mod["rna"].copy(), "prot": simulated.mod["prot"].copy()})
 
 
@@ -208,7 +209,7 @@ def test_cells_of_one_modality_only(simulated):
     """A cell without proteins gets no prediction; cells are matched by name, not by position."""
     rna, prot = simulated.mod["rna"].copy(), simulated.mod["prot"].copy()
     order = np.random.default_rng(0).permutation(prot.n_obs)[10:]
-    with mudata.set_options(pull_on_update=False):
+    with no_pull():
         ragged = mudata.MuData({"rna": rna, "prot": prot[order].copy()})
     predictor = sd.tl.train(simulated, use_rep={"rna": "X_rep", "prot": "X_rep"}, head="logistic", rng=0)
     sd.tl.predict_response(ragged, predictor)
@@ -223,7 +224,7 @@ def test_cells_of_one_modality_only(simulated):
 
 def test_mirror_leaves_gaps_for_cells_that_the_modality_lacks(simulated, predictor):
     rna, prot = simulated.mod["rna"][:-5].copy(), simulated.mod["prot"].copy()
-    with mudata.set_options(pull_on_update=False):
+    with no_pull():
         ragged = mudata.MuData({"rna": rna, "prot": prot})
     sd.tl.predict_response(ragged, predictor)
     pred = ragged.obs["rna:response_pred"]

@@ -23,7 +23,8 @@ TYPED = {
     "group_context": ("mark", "mark"), "shot_unit": ("sample", "sample"), "test_size": ("0.25", 0.25),
     "options": ("a-b=[1, x]", {"a_b": [1, "x"]}), "head_options": ("epochs=3", {"epochs": 3}),
     "lora_options": ("rank=4", {"rank": 4}), "embed_options": ("scvi={max_epochs: 2}", {"scvi": {"max_epochs": 2}}),
-    "split": ("patient", "patient"), "head": ("logistic", "logistic"), "use_rep": ("X_a", "X_a"),
+    "split": ("patient", "patient"), "adapt": ("coral", "coral"), "shot_weight": ("2", 2),
+    "head": ("logistic", "logistic"), "use_rep": ("X_a", "X_a"),
     ("explain", "store"): ("cells", "cells"), "method": ("ig", "ig"),
 }  # fmt: skip
 
@@ -59,8 +60,7 @@ def test_every_argument_of_a_tool_is_a_field_with_its_default(name):
         assert argument in as_argument, f"sd.{TOOLS[name].tool}({argument}=) is not in {TOOLS[name].__name__}"
         about = fields[as_argument[argument]]
         if not about.is_required() and argument != "rng":
-            default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
-            assert about.default == default, argument
+            assert about.default == parameter.default, argument
 
 
 @pytest.mark.parametrize(("name", "field"), FIELDS)
@@ -86,6 +86,7 @@ def test_every_flag_fills_its_field(typed, name, field):
     text, value = TYPED.get((name, field), TYPED.get(field, plain))
     if field not in TYPED and "list[" in kind:
         value = [value]
+    value = (value,) if "tuple[" in kind else value
     arguments = [] if "bool" not in kind or field == "conformal" else [flag]
     value = True if arguments else value
     arguments = arguments or ([text] if field == "input" else [flag, text])
@@ -155,6 +156,19 @@ def test_a_new_tool_needs_a_specification_only():
 
     spec = PredictSpec(input="a.h5ad", output="b.csv", n_shots=4, seed=2)
     assert spec.arguments(novel) == {"n_shots": 4, "rng": 2, "mod": "rna"}
+
+
+def test_a_preset_is_recorded_as_what_it_does():
+    from scdrugmap.cli._runs import _effective
+
+    spec = TOOLS["benchmark"](input="a.h5ad", output="r", models=["pca"], preset="strict", n_folds=4)
+    ran = _effective(spec)
+    assert ran.levels == ("cell", "sample", "patient")
+    assert {"all_sensitive", "scvi"} <= set(ran.baselines)
+    assert ran.store == Path("r/store") and ran.n_folds == 4
+    assert _effective(TOOLS["benchmark"](**yaml.safe_load(ran.to_yaml()))) == ran
+    own = TOOLS["benchmark"](input="a.h5ad", output="r", models=["pca"], preset="strict", baselines=["hvg"])
+    assert _effective(own).baselines == ["hvg"]
 
 
 def test_errors_name_the_field_and_the_value():

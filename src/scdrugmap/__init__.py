@@ -18,10 +18,13 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "response",
         "testing",
         "tl",
+        "web",
     ],
     submod_attrs={
         "predictor.predictor": ["ResponsePredictor", "load_predictor"],
         "evaluation.result.result": ["load_result"],
         "settings": ["settings"],
+        "spec": ["ReproduceSpec"],
+        "study.run": ["reproduce"],
     },
 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,19 +13,29 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scdrugmap._errors import InputError, InputTypeError, MissingKeyError
-from scdrugmap.genes.identifiers import Genes
+from scdrugmap._errors import InputError, InputTypeError, MissingKeyError, ScDrugMapWarning
+from scdrugmap.genes.features import TYPE_COLUMNS, feature_kinds
+from scdrugmap.genes.identifiers import Genes, reads_as
 
 #: Columns of ``var`` that hold symbols, and those that hold Ensembl ids; the first that is there counts.
 SYMBOL_COLUMNS = ("gene_symbol", "symbol", "gene_name", "gene_symbols", "gene_names", "feature_name")
 ENSEMBL_COLUMNS = ("ensembl_id", "ensembl", "gene_ids", "ensembl_ids", "gene_id", "feature_id")
 ENTREZ_COLUMNS = ("entrez_id", "entrez", "entrezgene", "ncbi_gene_id")
+#: Name under which ``adata.raw`` is read where there is no layer of that name.
+RAW = "raw"
 
 
 def is_mudata(data: object) -> bool:
     """Tell whether ``data`` is a MuData, without importing mudata."""
     module = sys.modules.get("mudata")
     return module is not None and isinstance(data, module.MuData)
+
+
+def no_pull() -> AbstractContextManager[Any]:
+    """Keep MuData from copying columns of its modalities by itself; from version 0.4 on it does not."""
+    import mudata
+
+    return mudata.set_options(pull_on_update=False) if hasattr(mudata, "set_options") else nullcontext()
 
 
 def resolve(data: Any, *, mod: str = "rna", argument: str = "adata") -> AnnData:
@@ -125,10 +137,17 @@ def edit(data: Any, *, copy: bool = False, mod: str = "rna", argument: str = "ad
     MissingKeyError
         The MuData has no such modality.
     InputError
-        ``copy=True`` for an object that is backed by a file.
+        ``copy=True`` for an object that is backed by a file, or a part of such an object, which cannot take results.
     """
     adata = resolve(data, mod=mod, argument=argument)
     if not copy:
+        if adata.isbacked and adata.is_view:
+            raise InputError(
+                argument,
+                "some cells or genes of an object that is backed by a file, into which nothing can be written",
+                "an object in memory, or the whole object",
+                f"load it first: {argument} = {argument}.to_memory().",
+            )
         return Edit(data, adata, mod, copied=False)
     if adata.isbacked:
         raise InputError(
@@ -156,27 +175,115 @@ def mirror_obs(data: Any, mod: str, keys: Iterable[str]) -> None:
         data.obs[f"{mod}:{key}"] = pd.Series(values, index=data.obs.index)
 
 
-def counts(adata: AnnData, layer: str | None = None) -> Any:
-    """Return ``X`` or a layer as it is: dense, CSR, CSC, backed, zarr or dask.
+@dataclass(frozen=True)
+class Columns:
+    """Some columns of a matrix that need not be in memory; rows are read as from the matrix itself.
+
+    Parameters
+    ----------
+    matrix
+        Cells x features: dense, sparse, backed or zarr.
+    columns
+        Numbers of the columns, in order.
+    """
+
+    matrix: Any
+    columns: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Cells and chosen columns."""
+        return int(self.matrix.shape[0]), len(self.columns)
+
+    def __getitem__(self, rows: Any) -> Any:
+        return self.matrix[rows][:, self.columns]
+
+
+def features(adata: AnnData) -> np.ndarray:
+    """Return what each column is: ``""`` for a gene, else ``"antibody"``, ``"spike-in"``, ``"summary"`` and so on."""
+    kinds = feature_kinds(adata.var_names)
+    for column in TYPE_COLUMNS:
+        if column in adata.var:
+            told = feature_kinds(np.full(adata.n_vars, ""), adata.var[column])
+            kinds = np.where(told != "", told, kinds)
+    return kinds
+
+
+def tally(kinds: np.ndarray, names: Iterable[object]) -> str:
+    """Say how many features of which kind there are, with some names: ``3 antibody (CD3, CD8)``."""
+    table = pd.Series(np.asarray(names, dtype=object)[kinds != ""]).groupby(kinds[kinds != ""], sort=False)
+    return "; ".join(f"{len(group):,} {kind} ({', '.join(map(str, group[:3]))})" for kind, group in table)
+
+
+def _genes(adata: AnnData) -> np.ndarray | None:
+    """Numbers of the columns that are genes; ``None`` where all are, or none is (an object of antibodies alone)."""
+    gene = features(adata) == ""
+    return np.flatnonzero(gene) if gene.any() and not gene.all() else None
+
+
+def counts(adata: AnnData, layer: str | None = None, *, quiet: bool = False) -> Any:
+    """Return ``X``, a layer or (``layer="raw"``) ``adata.raw``, as it is: dense, CSR, CSC, backed, zarr or dask.
+
+    Features that are no genes (antibodies, guides, spike-ins, tallies) are left out, as :func:`gene_ids` does.
+
+    Parameters
+    ----------
+    adata
+        The object.
+    layer
+        Name of the layer; ``None`` for ``X``.
+    quiet
+        Do not warn about features that are left out.
 
     Raises
     ------
     MissingKeyError
         There is no such layer, or no ``X``.
     """
+    matrix, columns = _matrix(adata, layer)
+    genes = _genes(adata)
+    if genes is not None:
+        if not quiet:
+            left = tally(features(adata), adata.var_names)
+            warnings.warn(f"columns that are no genes are left out: {left}.", ScDrugMapWarning, stacklevel=3)
+        columns = genes if columns is None else columns[genes]
+    if columns is None:
+        return matrix
+    return matrix[:, columns] if type(matrix).__module__.startswith("dask.") else Columns(matrix, columns)
+
+
+def _matrix(adata: AnnData, layer: str | None) -> tuple[Any, np.ndarray | None]:
+    """The matrix behind a layer's name, and which of its columns are the genes of ``adata`` where it has others."""
+    raw = f'or layer="{RAW}" for adata.raw' if adata.raw is not None else ""
     if layer is None:
         if adata.X is None:
             raise MissingKeyError(
                 "layer",
                 None,
                 "counts in X, which this object does not have",
-                f"pass layer=<one of {list(adata.layers)}>." if len(adata.layers) else "set adata.X to the raw counts.",
+                f"pass layer=<one of {list(adata.layers)}>{raw and ', ' + raw}."
+                if len(adata.layers)
+                else f'pass layer="{RAW}" for adata.raw.'
+                if raw
+                else "set adata.X to the raw counts.",
             )
-        return adata.X
-    if layer not in adata.layers:
-        known = ", ".join(map(repr, adata.layers)) or "none"
-        raise MissingKeyError("layer", repr(layer), f"one of the layers ({known})", "pass one of them, or None for X.")
-    return adata.layers[layer]
+        return adata.X, None
+    if layer in adata.layers:
+        return adata.layers[layer], None
+    if layer == RAW and adata.raw is not None:
+        columns = adata.raw.var_names.get_indexer(adata.var_names) if adata.raw.var_names.is_unique else [-1]
+        if np.min(columns, initial=0) < 0:
+            raise InputError(
+                "layer",
+                "adata.raw, which lacks some of the genes of adata or names some twice",
+                "the same genes in adata.raw",
+                "use all that raw holds: adata = adata.raw.to_adata().",
+            )
+        same = len(columns) == adata.raw.n_vars and (np.asarray(columns) == np.arange(len(columns))).all()
+        return adata.raw.X, None if same else np.asarray(columns)
+    known = ", ".join(map(repr, adata.layers)) or "none"
+    fix = f"pass one of them, or None for X{raw and ', ' + raw}."
+    raise MissingKeyError("layer", repr(layer), f"one of the layers ({known})", fix)
 
 
 def first_column(frame: pd.DataFrame, names: Iterable[str]) -> str | None:
@@ -201,11 +308,12 @@ def obs_column(adata: AnnData, key: str, argument: str) -> pd.Series:
 
 
 def gene_ids(adata: AnnData) -> Genes:
-    """Return the gene identifiers of ``adata`` as far as they are written in it.
+    """Return the identifiers of the genes of ``adata`` as far as they are written in it.
 
     Symbols come from ``var["gene_symbol"]`` (or ``symbol``, ``gene_name``, ...), else from names that read as symbols;
     Ensembl ids, without version, from ``var["ensembl_id"]`` (or ``ensembl``, ``gene_ids``, ...), else from names
-    that read as Ensembl ids.
+    that read as Ensembl ids. A column counts where its content is of that kind, whatever it is called. Features that are
+    no genes are left out, as :func:`counts` does.
 
     Examples
     --------
@@ -215,9 +323,86 @@ def gene_ids(adata: AnnData) -> Genes:
     >>> gene_ids(adata).ensembl.tolist()
     ['ENSG00000141510']
     """
-    symbol, ensembl = first_column(adata.var, SYMBOL_COLUMNS), first_column(adata.var, ENSEMBL_COLUMNS)
-    return Genes.from_names(
-        adata.var_names,
-        symbols=None if symbol is None else adata.var[symbol],
-        ensembl=None if ensembl is None else adata.var[ensembl],
-    )
+    genes, every = _genes(adata), all_ids(adata)
+    return every if genes is None else Genes(every.names[genes], every.symbols[genes], every.ensembl[genes])
+
+
+def all_ids(adata: AnnData) -> Genes:
+    """Like :func:`gene_ids`, with one entry for every column; one that is no gene has neither symbol nor id."""
+    symbol, ensembl = (_written(adata.var, SYMBOL_COLUMNS, "symbol"), _written(adata.var, ENSEMBL_COLUMNS, "ensembl"))
+    found = Genes.from_names(adata.var_names, symbols=symbol, ensembl=ensembl)
+    gene = features(adata) == ""
+    if gene.all() or not gene.any():
+        return found
+    return Genes(found.names, np.where(gene, found.symbols, ""), np.where(gene, found.ensembl, ""))
+
+
+def _written(var: pd.DataFrame, names: Iterable[str], kind: str) -> pd.Series | None:
+    """The first column of ``var`` that holds identifiers of a kind."""
+    return next((var[name] for name in names if name in var.columns and reads_as(var[name]) == kind), None)
+
+
+def writable(data: Any, argument: str = "adata") -> None:
+    """Find out, before hours of computing, whether an object can be written to a file.
+
+    Tables are written to memory as they are, of matrices the first row; nothing is changed.
+
+    Parameters
+    ----------
+    data
+        An AnnData or a MuData.
+    argument
+        Name of the caller's argument, for the error message.
+
+    Raises
+    ------
+    InputError
+        Something in it cannot be written; the message names the slot and the remedy.
+
+    Examples
+    --------
+    >>> import anndata, numpy as np, pandas as pd
+    >>> from scdrugmap._anndata import writable
+    >>> writable(anndata.AnnData(np.ones((1, 1)), obs=pd.DataFrame({"_index": [1]}, index=["a"])))
+    Traceback (most recent call last):
+    scdrugmap._errors.InputError: ...
+    """
+    if is_mudata(data):
+        for name, part in data.mod.items():
+            writable(part, f"{argument}.mod[{name!r}]")
+        parts: list[tuple[str, Any]] = [("obs", data.obs), ("var", data.var), ("uns", dict(data.uns))]
+    else:
+        parts = [("obs", data.obs), ("var", data.var), *((f"uns[{k!r}]", {k: v}) for k, v in data.uns.items())]
+        if data.raw is not None:
+            parts.append(("raw.var", data.raw.var))
+        for slot in ("layers", "obsm", "varm", "obsp", "varp"):
+            parts += [(f"{slot}[{key!r}]", {key: value[:1]}) for key, value in getattr(data, slot).items()]
+    for slot, part in parts:
+        _try_writing(part, f"{argument}.{slot}")
+
+
+def _try_writing(part: Any, slot: str) -> None:
+    """Write one part of an object to memory, to see whether it can be written."""
+    import h5py
+    from anndata.io import write_elem
+
+    try:
+        with warnings.catch_warnings(), h5py.File("probe", "w", driver="core", backing_store=False) as file:
+            warnings.simplefilter("ignore")
+            write_elem(file, "part", part)
+    except Exception as error:  # noqa: BLE001  whatever the writer says, now or after hours
+        reason = (str(error).splitlines() or [""])[0][:160]
+        fix = f"rename or drop what is named there in {slot}, or turn it into text or numbers."
+        if isinstance(part, pd.DataFrame):
+            if "_index" in part.columns:
+                name = slot if ".raw." not in slot else slot.replace(".raw.var", ".raw.to_adata().var")
+                fix = f"rename the column: del or rename {name}['_index']" + (
+                    "; raw without it: adata.raw = raw, with raw = adata.raw.to_adata() and del raw.var['_index']."
+                    if ".raw." in slot
+                    else "."
+                )
+            elif isinstance(part.index.dtype, pd.StringDtype):
+                fix = f"make the names plain text: {slot}.index = {slot}.index.astype(object)."
+        raise InputError(
+            slot, f"what no file can hold ({type(error).__name__}: {reason})", "plain values", fix
+        ) from None

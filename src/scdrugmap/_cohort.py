@@ -14,6 +14,7 @@ import pandas as pd
 from scdrugmap import _anndata
 from scdrugmap._errors import InputError
 from scdrugmap._keys import CLASSES, KEYS, RESISTANT, SENSITIVE
+from scdrugmap._labels import mapping_for
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 ALL = "all"
 #: P(sensitive) above which a cell is called sensitive; a tie is no evidence and stays with the first class, as in scikit-learn.
 THRESHOLD = 0.5
-_KNOWN = {SENSITIVE: 1, RESISTANT: 0, "1": 1, "0": 0, "1.0": 1, "0.0": 0, "true": 1, "false": 0}
+_KNOWN = {SENSITIVE: 1, RESISTANT: 0}
 _NONE = ("", "unknown", "nan", "none", "na", "<na>")
 
 
@@ -32,7 +33,7 @@ def encode(values: Any, argument: str = "label_key") -> np.ndarray:
     Parameters
     ----------
     values
-        Text in any case, 0/1, or booleans (true is sensitive); missing values, ``""`` and ``"unknown"`` are no label.
+        ``"resistant"`` and ``"sensitive"`` in any case; missing values, ``""`` and ``"unknown"`` are no label.
     argument
         Name for the error message.
 
@@ -43,25 +44,36 @@ def encode(values: Any, argument: str = "label_key") -> np.ndarray:
     Raises
     ------
     InputError
-        For any other value; the message holds the call that maps it.
+        For any other value, numbers and truth values included, for nobody but the user knows what they stand for; the
+        message holds the call that maps it.
 
     Examples
     --------
     >>> encode(["Sensitive", "resistant", None]).tolist()
     [1, 0, -1]
     """
-    text = pd.Series(np.asarray(values, dtype=object)).map(lambda v: "" if pd.isna(v) else str(v).strip().lower())
+    raw = pd.Series(np.asarray(values, dtype=object), dtype=object)
+    text = raw.map(lambda v: "" if pd.isna(v) else str(v).strip().lower())
     codes = text.map(_KNOWN | dict.fromkeys(_NONE, -1))
     if codes.isna().any():
-        wrong = text[codes.isna()].value_counts()
-        shown = ", ".join(f"{label!r} ({n} cells)" for label, n in wrong.head(5).items())
+        found = raw[codes.isna()].value_counts()
+        shown = ", ".join(f"{label!r} ({n} cells)" for label, n in zip(map(_bare, found.index), found, strict=True))
+        column = getattr(values, "name", None)
+        there = "<column>" if column is None else repr(column)
+        use = "" if column == KEYS.response else f", then use label_key={KEYS.response!r}"
         raise InputError(
             argument,
-            f"labels {shown}" + (" ..." if len(wrong) > 5 else ""),
-            f"{' or '.join(map(repr, CLASSES))} (any case), 0/1 or booleans; missing values for cells without a label",
-            f"map the labels first: adata.obs['response'] = adata.obs[...].map({{{wrong.index[0]!r}: 'sensitive', ...}})",
+            f"labels {shown}",
+            f"{' or '.join(map(repr, CLASSES))} (any case); missing values for cells without a label",
+            f"say what each label means: sd.pp.harmonize_response(adata, {there}, mapping="
+            f"{mapping_for(raw[text.map(lambda t: t not in _NONE)].value_counts().index[:20])}){use}.",
         )
     return codes.to_numpy(dtype=np.int8)
+
+
+def _bare(value: Any) -> Any:
+    """A value as Python writes it."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def both_classes(y: np.ndarray, argument: str = "label_key") -> None:

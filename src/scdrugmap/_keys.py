@@ -7,6 +7,8 @@ from dataclasses import dataclass
 RESISTANT, SENSITIVE = "resistant", "sensitive"
 #: Categories of every label and prediction, in this order; the positive class is the last.
 CLASSES = (RESISTANT, SENSITIVE)
+#: Their colours, in the same order: red and blue that colour-blind readers tell apart, and that differ in grey.
+CLASS_COLOURS = ("#d6604d", "#1f4e8c")
 #: What every table, figure and page says beside a random split of cells.
 SAME_SAMPLE = "cells of one sample on both sides"
 

@@ -36,6 +36,8 @@ class Settings(BaseSettings):
     n_jobs: int = Field(1, description="Parallel processes of grids; -1 for all cores.")
     offline: bool = Field(False, description="Never open a network connection.")
     mirror: str | None = Field(None, description="Prefix that is tried before the registered addresses.")
+    download_rate: int = Field(1024, ge=0, description="Bytes per second below which an address is given up.")
+    download_window: float = Field(30.0, gt=0, description="Seconds over which that rate is looked at.")
     embedding_cache: bool = Field(True, description="Reuse embeddings of the same cells, checkpoint and options.")
     embedding_cache_size: ByteSize = Field(
         ByteSize(20_000_000_000),

@@ -6,6 +6,7 @@ A field is one argument of a tool: its name, type, default, group and help stand
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,11 @@ from scdrugmap._errors import SpecError, UnknownNameError
 
 Group = Literal["data", "model", "evaluation", "machine", "output"]
 Setting = Literal["pooled", "cross"]
+Preset = Literal["published", "published-code", "strict"]
+Figure = Literal["1", "2", "3", "4", "5", "6", "7"]
+Category = Literal["tissue", "drug_type", "cancer_type", "regimen"]
 Strategy = Literal["frozen", "lora", "prompt"]
+Adapt = Literal["none", "study", "coral", "pathways"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 #: Arguments of tools that only Python can give.
 PYTHON_ONLY = frozenset({"adata", "copy", "progress", "on_unit"})
@@ -45,23 +50,10 @@ def option(default: Any, group: Group, description: str, **extra: Any) -> Any:
     return Field(default, description=description, json_schema_extra=kept, **extra)
 
 
-class RunSpec(BaseModel):
-    """What every run has: where it reads, where it writes, and the seed."""
+class Spec(BaseModel):
+    """What every specification can: be built from YAML and values, and be written as YAML."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-    #: Public function that is called, and endings of what it writes (a folder if there are none).
-    tool: ClassVar[str] = ""
-    endings: ClassVar[tuple[str, ...]] = ()
-
-    input: Path = option(..., "data", "AnnData (.h5ad) or MuData (.h5mu) file with raw counts.")
-    output: Path = option(..., "output", "File or folder to write.", flag=["--output", "-o"])
-    mod: str = option("rna", "data", "Modality of a MuData.")
-    layer: str | None = option(None, "data", "Layer with the raw counts; X if not given.")
-    device: str | None = option(None, "machine", "auto, cpu, cuda, cuda:1 or mps; by default that of the settings.")
-    seed: int = option(0, "machine", "Seed of everything random in the run.", ge=0, argument=["rng"])
-    options: dict[str, Any] = option(
-        {}, "model", "Further argument of the tool or the model as name=value; repeat it.", flag=["--set"]
-    )
 
     @model_validator(mode="before")
     @classmethod
@@ -119,6 +111,24 @@ class RunSpec(BaseModel):
         import yaml
 
         return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)
+
+
+class RunSpec(Spec):
+    """What every run has: where it reads, where it writes, and the seed."""
+
+    #: Public function that is called, and endings of what it writes (a folder if there are none).
+    tool: ClassVar[str] = ""
+    endings: ClassVar[tuple[str, ...]] = ()
+
+    input: Path = option(..., "data", "AnnData (.h5ad) or MuData (.h5mu) file with raw counts.")
+    output: Path = option(..., "output", "File or folder to write.", flag=["--output", "-o"])
+    mod: str = option("rna", "data", "Modality of a MuData.")
+    layer: str | None = option(None, "data", "Layer with the raw counts; X if not given.")
+    device: str | None = option(None, "machine", "auto, cpu, cuda, cuda:1 or mps; by default that of the settings.")
+    seed: int = option(0, "machine", "Seed of everything random in the run.", ge=0, argument=["rng"])
+    options: dict[str, Any] = option(
+        {}, "model", "Further argument of the tool or the model as name=value; repeat it.", flag=["--set"]
+    )
 
     def arguments(self, function: Callable[..., Any]) -> dict[str, Any]:
         """Return the arguments for a tool: the fields that it knows, and the options.
@@ -187,9 +197,14 @@ class TrainSpec(_Trained):
     checkpoint: Path | None = option(None, "model", "Official checkpoint: folder, file or registry variant.")
     groups: str | None = option(None, "data", "Column of obs whose cells stay together; by default sample.")
     context: str | None = option(None, "data", "Column of obs for models whose cells see each other.")
-    head: str = option("mlp", "model", "mlp or logistic.")
+    head: str = option("mlp", "model", "mlp, published or logistic.")
     head_options: dict[str, Any] | None = option(None, "model", "Parameter of the head as name=value; repeat it.")
     lora_options: dict[str, Any] | None = option(None, "model", "Parameter of the adapters as name=value; repeat it.")
+    adapt: Adapt = option(
+        "none", "model", "How a new study is brought to the training: none, study, coral or pathways."
+    )
+    study_key: str = option("study", "data", "Column of obs with the study.")
+    weight_key: str | None = option(None, "data", "Column of obs with the weight of each cell in training.")
     calibrate: Literal["sigmoid", "isotonic"] | None = option(
         None, "evaluation", "Calibrate the scores on held-out groups: sigmoid for few samples, isotonic for many."
     )
@@ -218,11 +233,20 @@ class PredictSpec(_Trained):
     model: str | None = option(
         None, "model", "Without a predictor: model to train on the reference, or to prompt.", flag=["--model", "-m"]
     )
+    checkpoint: Path | None = option(
+        None, "model", "Official checkpoint: of the model, or where that of the predictor lies now if it was moved."
+    )
     reference: Path | None = option(None, "data", "File with labelled cells to train on.", reads="cells")
     strategy: Strategy = option("frozen", "model", "frozen, lora or prompt.")
     key_added: str = option("response", "output", "First part of the names that are written.")
     n_shots: int = option(0, "evaluation", "Labelled cells (or samples) per class of the input that join.", ge=0)
     shot_unit: Literal["cell", "sample"] = option("cell", "evaluation", "Whether shots are cells or whole samples.")
+    shot_weight: float | None = option(
+        1.0, "evaluation", "Weight of all shots together relative to all cells of the reference.", gt=0
+    )
+    adapt: Adapt = option(
+        "none", "model", "How a new study is brought to the training: none, study, coral or pathways."
+    )
     sample_key: str | None = option(None, "data", "Column of obs with samples: adds a call for each of them.")
     conformal: bool | float | None = option(
         None, "evaluation", "Write prediction sets: true for the predictor's coverage, or another one."
@@ -230,6 +254,9 @@ class PredictSpec(_Trained):
     ood: bool | None = option(None, "evaluation", "Write the out-of-domain flag; by default if the predictor has it.")
     abstain: float | Literal["set"] | None = option(
         None, "evaluation", "Call no cell below this probability; set: none whose prediction set is not one class."
+    )
+    on_shift: Literal["warn", "abstain", "ignore"] = option(
+        "warn", "evaluation", "Where the query is unlike the training data: warn and flatten, call no cell, or ignore."
     )
 
 
@@ -240,9 +267,12 @@ class BenchmarkSpec(RunSpec):
 
     models: list[str] = option(..., "model", "Model or key of obsm; repeat it.", min_length=1, flag=["--model", "-m"])
     strategy: Strategy | list[Strategy] = option("frozen", "model", "frozen, lora or prompt; repeat it for several.")
-    head: str | list[str] = option("mlp", "model", "mlp or logistic; repeat it for both.")
+    head: str | list[str] = option("mlp", "model", "mlp, published or logistic; repeat it for several.")
     head_options: dict[str, Any] | None = option(None, "model", "Parameter of the head as name=value; repeat it.")
     lora_options: dict[str, Any] | None = option(None, "model", "Parameter of the adapters as name=value; repeat it.")
+    adapt: Adapt | list[Adapt] = option(
+        "none", "model", "How a new study is brought to the training: none, study, coral or pathways; repeat it."
+    )
     embed_options: dict[str, dict[str, Any]] | None = option(
         None, "model", "Arguments of embed per model, as name='{argument: value}'; repeat it."
     )
@@ -262,13 +292,13 @@ class BenchmarkSpec(RunSpec):
         None, "evaluation", "With cells divided at random: one division with this share of test cells.", gt=0, lt=1
     )
     metrics: list[str] | None = option(None, "evaluation", "Metric; by default all; repeat it.", flag=["--metric"])
-    levels: list[str] = option(
-        ["cell", "sample"], "evaluation", "cell, sample or patient; repeat it.", flag=["--level"]
+    levels: tuple[str, ...] = option(
+        ("cell", "sample"), "evaluation", "cell, sample or patient; repeat it.", flag=["--level"]
     )
     baselines: list[str] | None = option(
         None, "evaluation", "Baseline; by default all that the data allow; repeat it.", flag=["--baseline"]
     )
-    preset: str | None = option(None, "evaluation", "published or strict; what you give yourself wins.")
+    preset: str | None = option(None, "evaluation", "published, published-code or strict; what you give yourself wins.")
     duplicates: Literal["merge", "ignore"] = option(
         "merge", "evaluation", "merge keeps copies of a cell on one side of a split, ignore does not look for them."
     )
@@ -307,6 +337,89 @@ class ExplainSpec(RunSpec):
     )
 
 
+class ReproduceSpec(Spec):
+    """Run the published study: every table and figure, beside the version without leaks. Lists may be comma-separated."""
+
+    figures: list[Figure] = option(list("1234567"), "evaluation", "Figures to make, 1 to 7.", min_length=1)
+    models: list[str] | None = option(None, "model", "Models; by default the ten of the paper.")
+    studies: list[str] | None = option(
+        None, "data", "Data sets of the catalogue by key, number or accession; by default all that the figures show."
+    )
+    store: Path = option(Path("scdrugmap_reproduce"), "output", "Folder of the run; a killed run resumes from it.")
+    presets: list[Preset] = option(
+        ["published", "published-code", "strict"], "evaluation",
+        "published (10 folds over random cells), published-code (one 80/20 division), strict (whole samples, studies).",
+        min_length=1,
+    )  # fmt: skip
+    setting: list[Setting] = option(["pooled", "cross"], "evaluation", "pooled, cross or both.", min_length=1)
+    strategy: list[Strategy] = option(["frozen", "lora", "prompt"], "model", "frozen, lora, prompt.", min_length=1)
+    by: list[Category] = option(
+        ["tissue", "drug_type", "cancer_type", "regimen"], "evaluation", "Columns whose values are the categories.",
+        min_length=1,
+    )  # fmt: skip
+    n_folds: int = option(10, "evaluation", "Folds of the pooled setting.", ge=2)
+    lora_models: list[str] | None = option(None, "model", "Models to fine-tune; by default all that can be.")
+    lora_by: list[Category] | None = option(
+        None, "evaluation", "Columns of the fine-tuned runs; by default those of by."
+    )
+    lora_options: dict[str, Any] | None = option(None, "model", "Parameter of the adapters as name=value; repeat it.")
+    shots: list[int] = option(
+        [0, 1, 4, 16], "evaluation", "Labelled cells per class of the left-out study that join; empty for no curve."
+    )
+    prompt_shots: list[int] = option([0, 2], "model", "Examples per class in a prompt; 0 is zero-shot.")
+    prompt_cells: int | None = option(None, "model", "Most cells of a study that a chat model is asked about.", gt=0)
+    prompt_options: dict[str, Any] | None = option(None, "model", "Argument of the prompt as name=value; repeat it.")
+    prices: list[float] | None = option(
+        None, "model", "Price of a million tokens in, and of a million out.", min_length=2, max_length=2
+    )
+    budget: float | None = option(None, "model", "Most money for prompted models; prices have to be given.", ge=0)
+    baselines: list[str] = option(
+        ["all_sensitive", "majority", "random", "depth", "hvg", "pca", "sample_probe"], "evaluation", "Baselines."
+    )
+    predictors: bool = option(False, "output", "Also pack one calibrated predictor per drug class and tissue.")
+    push_to: str | None = option(None, "output", "Owner on the Hugging Face hub that packed predictors go to.")
+    labels: Path | None = option(
+        None, "data", "CSV for studies whose source has no labels: dataset, response, and cell, sample or neither."
+    )
+    source: Literal["auto", "published", "drmref", "geo"] = option("auto", "data", "Where studies come from.")
+    dask: str | None = option(None, "machine", "Address of a Dask scheduler that the grids run on.")
+    n_jobs: int | None = option(None, "machine", "Parallel processes; -1 for all cores.")
+    device: str | None = option(None, "machine", "auto, cpu, cuda, cuda:1 or mps; by default that of the settings.")
+    batch_size: int | None = option(None, "machine", "Most cells in one forward pass.", gt=0)
+    measure: bool = option(True, "machine", "Measure the speed of the models for the hours of the plan.")
+    seed: int = option(0, "machine", "Seed of everything random in the run.", ge=0)
+    inputs: dict[str, Any] | None = option(
+        None, "data", "Digests of the inputs, as run.yaml holds them; an input that differs is listed."
+    )
+    plan: bool = option(False, "output", "Show the plan and end.")
+    yes: bool = option(False, "output", "Accept the plan, and the licences in it, without a question.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split(cls, values: Any) -> Any:
+        """Take comma-separated lists apart."""
+        if not isinstance(values, dict):
+            return values
+        out = dict(values)
+        for name, value in values.items():
+            lists = name in cls.model_fields and any(
+                get_origin(kind) is list for kind in kinds_of(cls.model_fields[name].annotation)
+            )
+            if lists and value is not None:
+                given = list(value) if isinstance(value, list | tuple | set) else [value]
+                parts = [p.strip() if isinstance(p, str) else p for v in given for p in str(v).split(",")]
+                if name == "figures":  # 1b-d is drawn with the rest of figure 1
+                    parts = [re.sub(r"(?<=\d)[a-e](-[a-e])?$", "", str(p)) for p in parts]
+                out[name] = list(dict.fromkeys(p for p in parts if p != ""))
+        return out
+
+    @model_validator(mode="after")
+    def _priced(self) -> Self:
+        if self.budget is not None and self.prices is None and "prompt" in self.strategy:
+            raise SpecError("budget", self.budget, "prices to hold it against", "pass --prices 0.15,0.60 as well.")
+        return self
+
+
 #: The tools that the command line and the web server offer, by name.
 TOOLS: dict[str, type[RunSpec]] = {
     "embed": EmbedSpec,
@@ -323,7 +436,7 @@ def kinds_of(annotation: Any) -> list[Any]:
     return [p for p in parts if p is not type(None)]
 
 
-def _takes_one(spec: type[RunSpec], name: str) -> bool:
+def _takes_one(spec: type[Spec], name: str) -> bool:
     """Whether a field holds one value or a list of them."""
     lists = [get_origin(kind) is list for kind in kinds_of(spec.model_fields[name].annotation)]
     return any(lists) and not all(lists)

@@ -255,7 +255,9 @@ def test_collection_joined_on_disk(tmp_path, join):
     assert adata.isbacked and adata.obs["dataset"].tolist() == ["GSE164897_Vem"] * 3 + ["GSE164897_VemCob"] * 2
     assert sorted(adata.var_names) == (["TP53"] if join == "inner" else ["ACTB", "TP53", "VIM"])
     np.testing.assert_array_equal(adata[:3].to_memory()[:, "TP53"].X.toarray().ravel(), dense[:, 1])
-    assert adata.obs["response"].astype(str).tolist() == ["sensitive", "resistant", "nan", "sensitive", "resistant"]
+    response = adata.obs["response"].astype(object)
+    expected = ["sensitive", "resistant", None, "sensitive", "resistant"]
+    assert response.where(response.notna(), None).tolist() == expected
     assert adata.obs_names[0] == "GSE164897_Vem:cell0" and adata.obs["cell"].duplicated().sum() == 2
     adata.file.close()
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["all.h5ad"]
@@ -280,3 +282,45 @@ def test_importing_the_room_is_light():
 def test_functions_are_not_shadowed_by_modules():
     for name in ("catalogue", "categories", "info", "fetch", "collection", "load"):
         assert callable(getattr(sd.datasets, name))
+
+
+@pytest.mark.parametrize(("drug", "n"), [("dexamethasone", 6), ("carboplatin", 2), ("JQ1", 3)])
+@pytest.mark.parametrize("dtype", [object, "string"])
+def test_drugs_are_found_whatever_type_text_has(monkeypatch, drug, n, dtype):
+    from scdrugmap.datasets import _catalogue
+
+    table = _catalogue._table()
+    texts = table.columns[[isinstance(value, str) for value in table.iloc[0]]]
+    monkeypatch.setattr(_catalogue, "_table", lambda: table.astype(dict.fromkeys(texts, dtype)))
+    assert len(sd.datasets.catalogue(drug=drug)) == n
+
+
+@pytest.mark.parametrize(
+    ("column", "said", "name"),
+    [
+        ("drug", "Tarceva", "erlotinib"),
+        ("drug", "taxol", "paclitaxel"),
+        ("drug", "nvp tae684", "TAE684"),
+        ("tissue", "PBMC", "Peripheral blood mononuclear cells"),
+        ("cancer_type", "AML", "Acute myeloid leukemia"),
+    ],
+)
+def test_other_names_find_the_same_studies(column, said, name):
+    assert (
+        sd.datasets.catalogue(**{column: said}).index.tolist() == sd.datasets.catalogue(**{column: name}).index.tolist()
+    )
+
+
+def test_parts_of_alternatives_are_found():
+    for drug in ("lenalidomide", "Revlimid", "pemetrexed"):
+        assert len(sd.datasets.catalogue(drug=drug))
+
+
+def test_every_synonym_stands_for_one_name_of_the_catalogue():
+    from scdrugmap.datasets._catalogue import synonyms
+
+    table = synonyms()
+    assert not table.duplicated(["column", "synonym"]).any()
+    for row in table.itertuples():
+        found = sd.datasets.catalogue(**{row.column: row.synonym})
+        assert found.index.tolist() == sd.datasets.catalogue(**{row.column: row.name}).index.tolist(), row

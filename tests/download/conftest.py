@@ -144,6 +144,35 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def how_gzipped(self, name: str, body: bytes) -> None:
         self.answer(200, gzip.compress(body), Content_Encoding="gzip", ETag='"x"')
 
+    def how_drip(self, name: str, body: bytes) -> None:
+        """Sends a byte now and then, for ever."""
+        self.answer(200, b"", ETag='"x"', Content_Length=str(len(body)))
+        for i in range(100):
+            self.wfile.write(body[i : i + 1])
+            time.sleep(0.05)
+
+    def how_dripgzipped(self, name: str, body: bytes) -> None:
+        self.answer(200, b"", Content_Encoding="gzip", Content_Length="")
+        for i in range(100):
+            self.wfile.write(gzip.compress(body)[i : i + 1])
+            time.sleep(0.05)
+
+    def how_headers(self, name: str, body: bytes) -> None:
+        """Headers that do not end, each in time."""
+        self.send_response(200)
+        self.flush_headers()
+        for i in range(90):
+            self.wfile.write(f"X-{i}: more\r\n".encode())
+            time.sleep(0.05)
+
+    def how_silent(self, name: str, body: bytes) -> None:
+        time.sleep(5)
+
+    def how_hush(self, name: str, body: bytes) -> None:
+        """Begins well and falls silent."""
+        self.answer(200, body[:20_000], ETag='"x"', Content_Length=str(len(body)))
+        time.sleep(5)
+
     def how_wrong(self, name: str, body: bytes) -> None:
         self.answer(200, bytes(reversed(body)))
 

@@ -511,3 +511,14 @@ def test_nothing_is_said_twice(server, registry):
         warnings.simplefilter("error")
         fetch()
         fetch()
+
+
+@pytest.mark.parametrize("how", ["drip", "headers", "silent"])
+def test_next_address_after_a_stall(server, registry, monkeypatch, how):
+    from scdrugmap.download import transfer
+
+    monkeypatch.setattr(transfer, "CONNECT", 0.2)
+    monkeypatch.setattr(settings, "download_window", 0.3)
+    urls = [f"{server.base}/{how}/model.bin", f"{server.base}/ok/model.bin"]
+    registry([{"name": "model.bin", "urls": urls, **known(server)}])
+    assert (fetch() / "model.bin").read_bytes() == server.files["model.bin"]

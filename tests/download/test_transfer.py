@@ -168,3 +168,38 @@ def test_is_a_downloader_for_pooch(server, tmp_path):
     )
     assert Path(path).read_bytes() == server.files["model.bin"]
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["m.bin"]
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Limits of a fraction of a second, so that a server that hangs is given up at once."""
+    from scdrugmap.settings import settings
+
+    monkeypatch.setattr(module, "CONNECT", 0.2)
+    monkeypatch.setattr(settings, "download_rate", 1000)
+    monkeypatch.setattr(settings, "download_window", 0.3)
+
+
+@pytest.mark.parametrize("how", ["drip", "dripgzipped", "headers", "silent", "hush"])
+def test_stalled_server_is_given_up(server, tmp_path, impatient, how):
+    with pytest.raises(DownloadError, match="silent or too slow"):
+        get(server, how, tmp_path)
+    assert len(server.requests) == 1
+
+
+def test_bytes_of_a_stalled_server_are_kept(server, tmp_path, impatient):
+    with pytest.raises(DownloadError, match="20,000 bytes that arrived are kept"):
+        get(server, "hush", tmp_path)
+    assert (tmp_path / "x.part").read_bytes() == server.files["model.bin"][:20_000]
+
+
+def test_stall_after_good_progress_is_tried_again(server, tmp_path, impatient, monkeypatch):
+    monkeypatch.setattr(module, "WORTHWHILE", 10_000)
+    with pytest.raises(DownloadError, match="silent or too slow"):
+        get(server, "hush", tmp_path)
+    assert server.ranges() == [None, "bytes=20000-"]
+
+
+def test_steady_slow_transfer_is_left_alone(server, tmp_path, impatient):
+    server.slow = 0.02  # 25 pieces of 4096 bytes: longer than the window, faster than the limit
+    assert get(server, "ok", tmp_path) == server.files["model.bin"]

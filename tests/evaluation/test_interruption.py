@@ -47,7 +47,7 @@ def start(script: Path, store: Path, pause: float) -> subprocess.Popen:
 
 
 def finished(store: Path) -> dict[str, int]:
-    return {f.name: f.stat().st_mtime_ns for f in (store / "units").glob("*.parquet")}
+    return {f.name: f.stat().st_mtime_ns for f in (store / "units").glob("[!.]*.parquet")}
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL here")

@@ -8,13 +8,17 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from sklearn.metrics import f1_score, roc_auc_score
 
 import scdrugmap as sd
 from scdrugmap._errors import InputError, UnknownNameError
 from scdrugmap._keys import SAME_SAMPLE
+from scdrugmap._metrics import METRICS, Sums
+from scdrugmap.evaluation.result import result as module
 from scdrugmap.evaluation.result.result import BenchmarkResult
-from scdrugmap.evaluation.result.statistics import bootstrap_weights, corrected_t
+from scdrugmap.evaluation.result.statistics import corrected_t, interval, permutation_pvalue
+from scdrugmap.evaluation.result.summary import summarise
 
 
 @pytest.fixture(scope="module")
@@ -76,17 +80,16 @@ def test_pooled_value_is_that_of_all_test_cells(result):
     assert row_of(summary, model="X_log", metric="auroc", **WHERE)["value"] == pytest.approx(expected)
 
 
-def test_pooled_interval_resamples_samples(result, adata):
+def test_pooled_interval_leaves_out_samples(result, adata):
     together = pd.concat(cells_of(result, "X_log"))
     samples = pd.factorize("x" + adata.obs["study"].astype(str) + adata.obs["sample"].astype(str))[0][together["row"]]
-    codes = np.unique(samples, return_inverse=True)[1]
-    seed = int(np.random.default_rng(0).integers(2**31))
-    values = []
-    for w in bootstrap_weights(24, 200, np.random.default_rng([seed, 24])):
-        rows = np.repeat(np.arange(len(together)), w[codes].astype(int))
-        values.append(f1_score(together["y"].to_numpy()[rows], together["pred"].to_numpy()[rows]))
-    row = row_of(result.summary(metrics="f1", n_resamples=200), model="X_log", metric="f1", **WHERE)
-    assert (row["ci_low"], row["ci_high"]) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])))
+    y, pred = together["y"].to_numpy(), together["pred"].to_numpy()
+    names = np.unique(samples)
+    left_out = np.array([f1_score(y[samples != s], pred[samples != s]) for s in names])
+    strata = np.array([y[samples == s][0] for s in names])
+    row = row_of(result.summary(metrics="f1"), model="X_log", metric="f1", **WHERE)
+    expected = interval(f1_score(y, pred), left_out, strata, bounds=(0, 1))
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx((expected.low, expected.high))
 
 
 def test_cross_value_is_the_mean_over_studies_and_studies_are_resampled(result):
@@ -94,7 +97,9 @@ def test_cross_value_is_the_mean_over_studies_and_studies_are_resampled(result):
     values = np.array([f1_score(p["y"], p["pred"]) for p in cells_of(result, "X_log", "cross", "study")])
     assert row["value"] == pytest.approx(values.mean())
     assert row["n_groups"] == 4
-    assert values.min() <= row["ci_low"] < row["value"] < row["ci_high"] <= values.max()
+    low, high = stats.t.interval(0.95, 3, values.mean(), stats.sem(values))
+    assert row["ci_low"] < row["value"] < row["ci_high"]
+    assert row["ci_high"] - row["ci_low"] > 0.5 * (high - low)
 
 
 def test_summary_by_model_and_levels(result):
@@ -262,3 +267,66 @@ def test_permutation_test_tells_signal_from_noise(result):
     within = row_of(p, model="X_log", setting="cross", category="all")
     assert within["p"] < 0.05
     assert within["n_samples"] == 24
+
+
+def test_permutation_compares_cells_of_one_fold_as_the_auroc_does():
+    """Two heads without a common scale: every cell is ranked right in its fold, and pooled the order is lost."""
+    group = np.repeat(np.arange(12), 5)
+    fold, y = group // 6, group % 2
+    score = np.where(fold == 0, 0.9, 0.1) + 0.05 * y
+    record, options = METRICS["auroc"], {"n_permutations": 400}
+    within, _ = permutation_pvalue(y, score, y, group, record, fold=fold, rng=np.random.default_rng(0), **options)
+    pooled, _ = permutation_pvalue(y, score, y, group, record, rng=np.random.default_rng(0), **options)
+    assert within < 0.02 < 0.1 < pooled
+    # A score that is the same for all cells ties with every order of the labels.
+    tied, _ = permutation_pvalue(y, np.ones(60), y, group, record, fold=fold, rng=np.random.default_rng(0), **options)
+    assert tied == 1
+
+
+@pytest.mark.parametrize(("setting", "split", "metric"), [("cross", "study", "f1"), ("pooled", "sample", "auroc")])
+def test_permutation_tests_the_value_of_the_summary(result, monkeypatch, setting, split, metric):
+    seen = []
+    values = Sums.values
+
+    def spy(self, metric, w_pos, w_neg):
+        out = values(self, metric, w_pos, w_neg)
+        seen.append(out[0])
+        return out
+
+    part = result.select(setting=setting, split=split, model="X_noise", category="all")
+    expected = part.summary(metrics=metric, n_resamples=0)["value"].item()
+    monkeypatch.setattr(Sums, "values", spy)
+    part.permutation_test(metric, n_permutations=20)
+    assert np.mean(seen) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("level", ["cell", "sample"])
+def test_compare_counts_training_and_test_sets_at_the_level(result, level):
+    row = row_of(result.compare("X_log", "X_noise", metrics="accuracy", level=level), metric="accuracy", **WHERE)
+    table = result.table[(result.table["metric"] == "accuracy") & (result.table["level"] == level)]
+    a, b = (
+        table[
+            (table["model"] == m) & (table["setting"] == "pooled") & (table["split"] == "sample") & (table["by"] == "")
+        ]
+        for m in ("X_log", "X_noise")
+    )
+    sizes = (a["n_train"].mean(), a["n_test"].mean()) if level == "cell" else (18, 6)
+    assert (row["t"], row["p"]) == pytest.approx(corrected_t(a["value"].to_numpy() - b["value"].to_numpy(), *sizes))
+
+
+def test_summaries_are_kept_until_a_frame_is_replaced(result, monkeypatch):
+    part = result.select(setting="pooled", split="sample")
+    calls = []
+    monkeypatch.setattr(module, "summarise", lambda *a, **k: calls.append([m.name for m in a[1]]) or summarise(*a, **k))
+    first = part.summary(metrics=["f1", "auroc"], n_resamples=20)
+    first["value"] = -1.0
+    again = part.summary(metrics="f1", n_resamples=20)
+    assert (again["value"] >= 0).all(), "what was handed out is a copy"
+    part.summary(metrics=["accuracy", "f1"], n_resamples=20)
+    assert calls == [["f1", "auroc"], ["accuracy"]]
+    part.summary(metrics="f1", confidence=0.8)
+    assert len(calls) == 3
+    called = part.predictions.assign(pred=1)
+    part.predictions = called
+    row = row_of(part.summary(metrics="recall", n_resamples=0), model="X_noise", metric="recall", **WHERE)
+    assert row["value"] == 1

@@ -11,6 +11,7 @@ from statsmodels.stats.multitest import multipletests
 
 from scdrugmap._metrics import METRICS, evaluate, resolve_metrics
 from scdrugmap.evaluation.result.statistics import (
+    blocks_of,
     bootstrap_weights,
     corrected_t,
     holm,
@@ -18,6 +19,7 @@ from scdrugmap.evaluation.result.statistics import (
     permutation_pvalue,
     rank_models,
     resampled,
+    strata_of,
 )
 
 
@@ -29,13 +31,13 @@ def predictions(n_groups=12, cells=15, strength=0.8, seed=0):
     return y, score, (score >= 0.5).astype(int), group
 
 
-def ci_of(y, score, pred, unit, metric, rng, n_resamples=1000):
-    """The interval as a summary makes it: one row of ones for the value, and the resamples under it."""
+def ci_of(y, score, pred, unit, metric, bounds=(0.0, 1.0)):
+    """The interval as a summary makes it: the value, and the values without each group in turn."""
     codes = np.unique(unit, return_inverse=True)[1]
     n = codes.max() + 1
-    weights = np.vstack([np.ones((1, n)), bootstrap_weights(n, n_resamples, rng)])
-    values = resampled(y, score, pred, codes, [metric], weights)[metric.name]
-    return interval(float(values[0]), values[1:], n_groups=n)
+    value = resampled(y, score, pred, codes, [metric], np.ones((1, n)))[metric.name][0]
+    left_out = resampled(y, score, pred, codes, [metric], 1 - np.eye(n))[metric.name]
+    return interval(float(value), left_out, strata_of(y, codes, n), bounds=bounds)
 
 
 def test_bootstrap_equals_resampling_cells_by_hand():
@@ -49,19 +51,77 @@ def test_bootstrap_equals_resampling_cells_by_hand():
             np.testing.assert_allclose(got[name][b], value, atol=1e-9, err_msg=name)
 
 
-def test_interval_is_the_percentile_interval():
-    y, score, pred, group = predictions()
-    out = ci_of(y, score, pred, group, METRICS["auroc"], np.random.default_rng(1), 500)
-    values = resampled(y, score, pred, group, [METRICS["auroc"]], bootstrap_weights(12, 500, np.random.default_rng(1)))
-    assert out.value == pytest.approx(evaluate(y, score, pred, "auroc")["auroc"][0])
-    assert (out.low, out.high) == pytest.approx(tuple(np.quantile(values["auroc"], [0.025, 0.975])))
+def test_without_bounds_the_interval_of_a_mean_is_students():
+    values = np.random.default_rng(0).normal(size=9)
+    left_out = (values.sum() - values) / 8
+    ci = interval(values.mean(), left_out, np.zeros(9, int), level=0.9)
+    expected = stats.t.interval(0.9, 8, values.mean(), stats.sem(values))
+    assert (ci.low, ci.high) == pytest.approx(expected)
+
+
+def test_variance_of_an_auroc_is_delongs():
+    """One cell per group: the jackknife of the AUROC has the variance of DeLong et al. up to n / (n - 1) per class."""
+    rng = np.random.default_rng(1)
+    y = np.repeat([0, 1], [9, 7])
+    score = rng.normal(size=16) + y
+    wins = (score[y == 1][:, None] > score[y == 0]).astype(float)
+    delong = wins.mean(1).var(ddof=1) / 7 + wins.mean(0).var(ddof=1) / 9
+    ci = ci_of(y, score, (score > 0).astype(int), np.arange(16), METRICS["auroc"], bounds=None)
+    per_class = (wins.mean(1).var(ddof=1) / 7) ** 2 / 6 + (wins.mean(0).var(ddof=1) / 9) ** 2 / 8
+    half = stats.t.ppf(0.975, delong**2 / per_class) * delong**0.5
+    assert (ci.value, ci.high - ci.low) == (pytest.approx(wins.mean()), pytest.approx(2 * half))
+
+
+@pytest.mark.parametrize(("per_class", "least"), [(3, 0.2), (10, 0.6), (40, 0.9)])
+def test_a_perfect_score_on_few_groups_is_no_certainty(per_class, least):
+    group = np.repeat(np.arange(2 * per_class), 10)
+    y = group % 2
+    ci = ci_of(y, y * 1.0, y, group, METRICS["auroc"])
+    assert (ci.value, ci.high) == (1, 1)
+    assert least < ci.low < 0.95
+
+
+def test_intervals_of_an_auroc_over_ten_samples_cover():
+    """One cell of the table that benchmarks/coverage.py prints; the percentile bootstrap covers 0.85 here."""
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(10), 8)
+    y = (group < 4).astype(int)
+    hits = []
+    for _ in range(300):
+        score = 1.2 * y + 0.7**0.5 * rng.normal(size=10)[group] + 0.3**0.5 * rng.normal(size=80)
+        ci = ci_of(y, score, y, group, METRICS["auroc"])
+        hits.append(ci.low <= stats.norm.cdf(1.2 / 2**0.5) <= ci.high)
+    assert 0.93 <= np.mean(hits) <= 0.99
+
+
+@pytest.mark.parametrize(("y", "reason"), [
+    (np.repeat([0, 1, 0, 1], 5), "only 4 samples"), (np.repeat([0, 1, 0, 0, 0, 0], 5), "one class has 1 of the 6 samples"),
+])  # fmt: skip
+def test_too_few_groups_have_no_interval(y, reason):
+    group = np.arange(len(y)) // 5
+    score = np.random.default_rng(0).random(len(y))
+    ci = ci_of(y, score, (score > 0.5).astype(int), group, METRICS["auroc"])
+    assert np.isfinite(ci.value)
+    assert np.isnan(ci.low)
+    assert reason in ci.reason
+
+
+def test_many_groups_are_left_out_in_blocks_of_one_class():
+    strata = np.random.default_rng(0).integers(0, 2, 900)
+    block = blocks_of(strata)
+    assert 190 <= block.max() + 1 <= 201
+    assert all(len(np.unique(strata[block == b])) == 1 for b in range(block.max() + 1))
+    values = np.random.default_rng(1).normal(size=900)
+    left_out = np.array([values[block != b].mean() for b in range(block.max() + 1)])
+    ci = interval(values.mean(), left_out, np.zeros(len(left_out), int), n_groups=900)
+    assert ci.high - ci.low == pytest.approx(2 * 1.96 * values.std() / 30, rel=0.15)
 
 
 def test_resampling_samples_is_wider_than_resampling_cells():
     y, score, pred, group = predictions(strength=0.3)
     width = {}
     for name, unit in (("samples", group), ("cells", np.arange(len(y)))):
-        ci = ci_of(y, score, pred, unit, METRICS["accuracy"], np.random.default_rng(0))
+        ci = ci_of(y, score, pred, unit, METRICS["accuracy"])
         width[name] = ci.high - ci.low
     assert width["samples"] > 1.8 * width["cells"]
 
@@ -74,21 +134,13 @@ def test_interval_covers():
         means = _accuracies(rng, 40)
         correct = (rng.random((40, 10)) < means[:, None]).astype(int).ravel()
         units = np.repeat(np.arange(40), 10)
-        ci = ci_of(np.ones(400, int), correct * 1.0, correct, units, METRICS["accuracy"], rng, 300)
+        ci = ci_of(np.ones(400, int), correct * 1.0, correct, units, METRICS["accuracy"])
         hits += ci.low <= truth <= ci.high
     assert 0.87 <= hits / 150 <= 1
 
 
 def _accuracies(rng, n):
     return rng.beta(4, 2, n)
-
-
-def test_one_group_has_no_interval():
-    y, score, pred, _ = predictions()
-    ci = ci_of(y, score, pred, np.zeros(len(y)), METRICS["f1"], np.random.default_rng(0))
-    assert np.isfinite(ci.value)
-    assert np.isnan(ci.low)
-    assert "one group" in ci.reason
 
 
 def test_custom_metric_is_resampled():

@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scdrugmap.genes import Genes, as_text, classify, recognise, species_of, strip_genome, strip_version
@@ -79,6 +79,7 @@ def test_every_version_is_stripped(number, version):
 
 
 @given(st.lists(st.text(max_size=12), max_size=20))
+@settings(deadline=None)
 def test_any_text_is_classified(names):
     kinds = classify(names)
     assert len(kinds) == len(species_of(names)) == len(names)

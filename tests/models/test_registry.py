@@ -10,10 +10,10 @@ import torch
 
 import scdrugmap as sd
 from scdrugmap import download
-from scdrugmap._errors import CheckpointError, InputError, InputTypeError, UnknownNameError
+from scdrugmap._errors import CheckpointError, InputError, InputTypeError, ScDrugMapWarning, UnknownNameError
 from scdrugmap.models import registry
 from scdrugmap.models.hvg import HVG
-from scdrugmap.models.kit.checkpoint import load_pickle, load_strict, load_tensors, require_file
+from scdrugmap.models.kit.checkpoint import check_words, load_json, load_pickle, load_strict, load_tensors, require_file
 
 KEYS = registry.keys()
 NETWORKS = [key for key in KEYS if registry.get(key).card.kind == "network"]
@@ -106,3 +106,75 @@ def test_strict_loading():
     ):
         with pytest.raises(CheckpointError, match=word):
             load_strict(network, bad)
+
+
+class Point:
+    """An entry point of another package."""
+
+    dist = None
+
+    def __init__(self, name, made):
+        self.name, self.value, self.made = name, f"other.{name}:Model", made
+
+    def load(self):
+        if isinstance(self.made, Exception):
+            raise self.made
+        return self.made
+
+
+@pytest.mark.parametrize("made", [ImportError("no module named other"), RuntimeError("boom"), SystemError("x"), int])
+def test_broken_plugin_does_not_stand_in_the_way(monkeypatch, made):
+    points = {"broken": Point("broken", made), "fine": Point("fine", HVG)}
+    monkeypatch.setattr(registry, "_plugins", lambda: points)
+    registry._works.cache_clear()
+    try:
+        with pytest.warns(ScDrugMapWarning, match="'broken'"):
+            table = sd.models.list()
+        assert "fine" in table.index and "broken" not in table.index
+        with pytest.raises(UnknownNameError, match="Geneformer"):
+            sd.models.info("genformer")
+        with pytest.raises(InputError, match="update or uninstall"):
+            sd.models.info("broken")
+    finally:
+        registry._works.cache_clear()
+
+
+def test_weights_are_finite_numbers():
+    network = torch.nn.Linear(2, 2)
+    good = {k: v.detach().clone() for k, v in network.state_dict().items()}
+    for name, bad, words in (
+        ("weight", torch.full((2, 2), float("nan")), "NaN or infinity in weight"),
+        ("bias", torch.tensor([0.0, float("inf")]), "NaN or infinity in bias"),
+        ("weight", torch.ones(2, 2, dtype=torch.int64), r"whole numbers in weight \(torch.int64\)"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            load_strict(network, {**good, name: bad})
+    load_strict(network, {k: v.half() for k, v in good.items()})
+
+
+@pytest.mark.parametrize("name", ["w.bin", "w.safetensors"])
+def test_empty_weight_file(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match="complete weight file"):
+        load_tensors(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "3", '"text"', "null", ""])
+def test_json_of_a_checkpoint_has_names(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        load_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ({"a": 0, "b": 0}, "several words on the id 0: a, b"),
+        ({"a": 0, "c": 2}, r"none for the ids \[1"),
+        ({"a": "0"}, "no whole"),
+    ],
+)
+def test_vocabulary_and_embedding_fit(words, text):
+    with pytest.raises(CheckpointError, match=text):
+        check_words(words, 3, "words.json")
+    check_words({"a": 1, "b": 0, "c": 2}, 3, "words.json")

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 import scdrugmap as sd
+from scdrugmap.evaluation.splits.leakage import LeakageReport
 
 TYPES = ["breast", "lung", "melanoma", "myeloma"]
 
@@ -70,6 +71,74 @@ def cross(cells):
 def leaky(cells):
     """Samples and single cells, all cells together and by cancer type."""
     return run(cells, split=["sample", "cell"], by=[None, "cancer_type"], n_folds=2)
+
+
+def calls() -> pd.DataFrame:
+    values = {
+        "n_cells": [90, 40, 300],
+        "fraction_resistant": [0.8, 0.5, 0.1],
+        "lower": [0.7, 0.35, 0.05],
+        "upper": [0.87, 0.65, 0.16],
+    }
+    return pd.DataFrame(values, index=["s1", "s10", "s2"])
+
+
+def with_sets() -> ad.AnnData:
+    sets = ["resistant"] * 5 + ["sensitive"] * 3 + ["resistant|sensitive"] * 3 + [""]
+    obs = pd.DataFrame(
+        {"response_set": sets, "response": ["resistant"] * 6 + ["sensitive"] * 6}, index=[f"c{i}" for i in range(12)]
+    )
+    return ad.AnnData(np.ones((12, 1), dtype=np.float32), obs=obs, uns={"response": {"params": {"coverage": 0.9}}})
+
+
+def shots() -> pd.DataFrame:
+    n = np.repeat([0, 2, 8], 3)
+    value = np.r_[0.6, 0.62, 0.64, 0.65, 0.7, 0.72, 0.8, 0.82, 0.86]
+    return pd.DataFrame({"n_shots": n, "metric": "auroc", "value": value, "unit": "sample"})
+
+
+def coverage() -> pd.DataFrame:
+    values = {"of_vocabulary": [0.3, 0.5, np.nan], "of_genes": [0.9, 0.95, np.nan], "of_counts": [0.97, 0.99, np.nan]}
+    return pd.DataFrame(
+        {"model": ["scGPT", "Geneformer", "UCE"], **values, "note": ["", "", "the checkpoint is elsewhere"]}
+    )
+
+
+def leaks() -> LeakageReport:
+    rows = [
+        ("labels", "leak", "recognising the sample gives the label", ""),
+        ("copies", "ok", "none", ""),
+        ("studies", "note", "one class", ""),
+    ]
+    return LeakageReport(pd.DataFrame(rows, columns=["check", "level", "finding", "advice"]), None)
+
+
+@pytest.fixture
+def tables():
+    """What the figures of tables take, by the name of the figure."""
+    return {
+        "sample_calls": calls(),
+        "prediction_sets": with_sets(),
+        "few_shot_curve": shots(),
+        "gene_coverage": coverage(),
+        "leakage": leaks(),
+    }
+
+
+@pytest.fixture(scope="session")
+def fifteen():
+    """Fifteen categories whose names sort wrongly as text."""
+    rows = [
+        (f"s{k}.{i}", f"study{'AB'[i // 2]}", "sensitive" if i % 2 else "resistant", f"type{k}")
+        for k in range(1, 16)
+        for i in range(4)
+        for _ in range(5)
+    ]
+    obs = pd.DataFrame(rows, columns=["sample", "study", "response", "cancer_type"])
+    obs.index = [f"c{i}" for i in range(len(obs))]
+    counts = np.random.default_rng(0).poisson(1, (len(obs), 4)).astype(np.float32)
+    cells = ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=[f"G{i}" for i in range(4)]))
+    return run(cells, by="cancer_type", n_folds=2)
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,8 @@ import pytest
 from matplotlib.testing.compare import compare_images
 
 import scdrugmap as sd
+from scdrugmap.figures.axes import scores
+from scdrugmap.figures.benchmark import rows
 
 BASELINE = Path(__file__).parent / "baseline"
 #: Root mean square over pixels of 0 to 255: letters may move by a pixel, a bar that is missing exceeds it.
@@ -39,22 +41,31 @@ def mapped(cells: ad.AnnData) -> ad.AnnData:
 
 
 DRAW = {
-    "benchmark": lambda result, cells: sd.pl.benchmark(result),
-    "violin": lambda result, cells: sd.pl.violin(result),
-    "heatmap": lambda result, cells: sd.pl.heatmap(result),
-    "radar": lambda result, cells: sd.pl.radar(result),
-    "radar_bar": lambda result, cells: sd.pl.radar(result, kind="bar"),
-    "roc": lambda result, cells: sd.pl.roc(result),
-    "calibration": lambda result, cells: sd.pl.calibration(result),
-    "critical_difference": lambda result, cells: sd.pl.critical_difference(result),
-    "profile": lambda result, cells: sd.pl.profile(profile_table()),
-    "response": lambda result, cells: sd.pl.response(mapped(cells[::3]), size=12),
+    "benchmark": lambda result, cells, tables: sd.pl.benchmark(result),
+    "violin": lambda result, cells, tables: sd.pl.violin(result),
+    "heatmap": lambda result, cells, tables: sd.pl.heatmap(result),
+    "radar": lambda result, cells, tables: sd.pl.radar(result),
+    "radar_bar": lambda result, cells, tables: sd.pl.radar(result, kind="bar"),
+    "roc": lambda result, cells, tables: sd.pl.roc(result),
+    "calibration": lambda result, cells, tables: sd.pl.calibration(result),
+    "critical_difference": lambda result, cells, tables: sd.pl.critical_difference(result),
+    "profile": lambda result, cells, tables: sd.pl.profile(profile_table()),
+    "response": lambda result, cells, tables: sd.pl.response(mapped(cells[::3]), size=12),
+    "circular": lambda result, cells, tables: sd.pl.circular(result),
+    "rows": lambda result, cells, tables: rows(
+        result, scores(result, "f1_macro", "cell", None), "f1_macro", "cell", None
+    ),
+    "sample_calls": lambda result, cells, tables: sd.pl.sample_calls(tables["sample_calls"]),
+    "prediction_sets": lambda result, cells, tables: sd.pl.prediction_sets(tables["prediction_sets"]),
+    "few_shot_curve": lambda result, cells, tables: sd.pl.few_shot_curve(tables["few_shot_curve"]),
+    "gene_coverage": lambda result, cells, tables: sd.pl.gene_coverage(tables["gene_coverage"]),
+    "leakage": lambda result, cells, tables: sd.pl.leakage(tables["leakage"]),
 }
 
 
 @pytest.mark.parametrize("name", DRAW)
-def test_picture(name, result, cells, tmp_path):
-    DRAW[name](result, cells)
+def test_picture(name, result, cells, tables, tmp_path):
+    DRAW[name](result, cells, tables)
     expected = BASELINE / f"{name}.png"
     if os.environ.get("SCDRUGMAP_WRITE_PICTURES"):
         plt.savefig(expected, dpi=50)

@@ -143,7 +143,9 @@ def test_missing_columns_are_findings(adata):
 
 def test_foreign_missing_and_single_labels(adata):
     adata.obs["response"] = np.where(np.arange(300) < 5, "R", adata.obs["response"].astype(str))
-    assert "harmonize_response" in text(sd.pp.check(adata), "warning")
+    report = sd.pp.check(adata)
+    assert not report.ok and "not ready" in str(report)
+    assert "harmonize_response" in text(report, "error")
     adata.obs["response"] = pd.Categorical([None] * 5 + ["resistant"] * 295, categories=["resistant", "sensitive"])
     report = sd.pp.check(adata)
     assert "only resistant" in text(report, "warning")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import scdrugmap as sd
 from scdrugmap._errors import InputError, InputTypeError, MissingKeyError, ScDrugMapWarning
-from scdrugmap.pp._harmonize_response import recognise_label
+from scdrugmap._labels import recognise_label
 
 
 def make(values):
@@ -62,11 +62,14 @@ def test_any_text_has_an_answer(text):
 
 
 def test_labels_are_written():
-    adata = make(["R", "responder", "NR", "CR"])
+    adata = make(["Resistant", "responder", "NR", "CR"])
+    with pytest.raises(InputError, match="'NR'"):  # beside a word of another system a code is asked about
+        sd.pp.harmonize_response(adata, "status")
+    adata = make(["refractory", "responder", "NR", "CR"])
     assert sd.pp.harmonize_response(adata, "status") is None
     assert adata.obs["response"].tolist() == ["resistant", "sensitive", "resistant", "sensitive"]
     assert list(adata.obs["response"].cat.categories) == ["resistant", "sensitive"]
-    assert adata.obs["status"].tolist() == ["R", "responder", "NR", "CR"]
+    assert adata.obs["status"].tolist() == ["refractory", "responder", "NR", "CR"]
     table = adata.uns["scdrugmap_labels"]["table"]
     assert dict(zip(table["value"], table["label"], strict=True))["CR"] == "sensitive"
     assert table["n_cells"].sum() == 4

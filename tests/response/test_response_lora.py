@@ -33,10 +33,8 @@ class TinyNetwork(nn.Module):
         self.mix, self.out, self.unused = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
 
     def forward(self, batch):
-        values = batch["values"][..., None]
-        # padding adds nothing, so that a cell's embedding does not depend on the cells beside it
-        hidden = torch.tanh(self.mix(self.genes(batch["ids"]) * values)) * (values != 0)
-        return self.out(hidden.sum(1))
+        x = self.genes(batch["ids"]) * batch["values"][..., None]
+        return self.out(torch.tanh(self.mix(x)).sum(1))
 
 
 class Tiny(NetworkModel):
@@ -267,6 +265,30 @@ def test_validation_keeps_samples_whole(monkeypatch):
     assert len(predictor.training["validation"]) == 2 and {"loss", "auroc"} <= set(predictor.training["validation"][0])
 
 
+class Masked(TinyNetwork):
+    """The tiny network where padding adds nothing: an embedding does not depend on the cells of the same batch."""
+
+    def forward(self, batch):
+        values = batch["values"][..., None]
+        return self.out((torch.tanh(self.mix(self.genes(batch["ids"]) * values)) * (values != 0)).sum(1))
+
+
+class Dropped(TinyNetwork):
+    """The tiny network with dropout of its own."""
+
+    def forward(self, batch):
+        return nn.functional.dropout(super().forward(batch), 0.5, training=self.training)
+
+
+def tiny(network):
+    """The tiny model with its weights in another network."""
+    model = Tiny()
+    weights = model.network.state_dict()
+    model.network = network(len(SYMBOLS)).eval()
+    model.network.load_state_dict(weights)
+    return model
+
+
 @pytest.fixture
 def trainers(monkeypatch):
     """Every trainer that is made."""
@@ -288,7 +310,7 @@ def test_the_best_epoch_is_kept_whether_training_stops_or_runs_out(trainers, pat
     sensitive = np.random.default_rng(0).permutation(16)[adata.obs["sample"].str[1:].astype(int)] % 2 == 1
     adata.obs["response"] = np.where(sensitive, "sensitive", "resistant")
     options = {"epochs": 12, "lr": 5e-2, "batch_size": 16, "patience": patience, "early_stopping": True}
-    predictor = sd.tl.train(adata, Tiny(), lora_options=options, **QUICK)
+    predictor = sd.tl.train(adata, tiny(Masked), lora_options=options, **QUICK)
     losses = [v["loss"] for v in predictor.training["validation"]]
     best = int(np.argmin(losses))
     assert predictor.training["lora"]["best_epoch"] == best + 1 and losses[-1] > losses[best] + 0.01
@@ -313,21 +335,10 @@ def test_class_weights_enter_the_loss(where):
     assert predictor.training["training_loss"] == pytest.approx(weighted, abs=1e-4)
 
 
-class Dropped(TinyNetwork):
-    """The tiny network with dropout of its own."""
-
-    def forward(self, batch):
-        return nn.functional.dropout(super().forward(batch), 0.5, training=self.training)
-
-
 def test_the_network_drops_nothing_unless_base_dropout():
     def losses(network, **options):
-        model = Tiny()
-        weights = model.network.state_dict()
-        model.network = network(len(SYMBOLS)).eval()
-        model.network.load_state_dict(weights)
         options = {"epochs": 2, "lr": 1e-2, "dropout": 0, "early_stopping": False, **options}
-        return sd.tl.train(cells(), model, lora_options=options, **QUICK).training["losses"]
+        return sd.tl.train(cells(), tiny(network), lora_options=options, **QUICK).training["losses"]
 
     plain = losses(TinyNetwork)
     assert losses(Dropped) == plain

@@ -174,7 +174,7 @@ def test_calibration_and_sets_come_from_cells_of_other_samples(monkeypatch):
         PCA, "fit", lambda self, X, genes, batch=None: seen.append(set(batch)) or original(self, X, genes)
     )
     sd.tl.train(adata, "pca", calibrate="sigmoid", n_folds=3, **QUICK)
-    samples = set(adata.obs["sample"])
+    samples = set("a/" + adata.obs["sample"])
     assert seen[0] == samples
     held = [samples - s for s in seen[1:]]
     assert len(held) == 3 and set.union(*held) == samples and sum(map(len, held)) == len(samples)
@@ -246,7 +246,7 @@ def test_bad_labels_are_reported():
     with pytest.raises(InputError, match="0 resistant, 240 sensitive"):
         sd.tl.train(adata, "pca", **QUICK)
     adata.obs["response"] = np.where(np.arange(240) % 2, "R", "NR")
-    with pytest.raises(InputError, match=r"'r' \(120 cells\).*map"):
+    with pytest.raises(InputError, match=r"'R' \(120 cells\).*harmonize_response\(adata, 'response', mapping="):
         sd.tl.train(adata, "pca", **QUICK)
     with pytest.raises(MissingKeyError, match="label_key"):
         sd.tl.train(adata, "pca", label_key="nothing", **QUICK)

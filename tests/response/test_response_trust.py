@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.isotonic import IsotonicRegression
@@ -194,9 +195,15 @@ def test_a_tie_is_called_resistant_everywhere():
 
 def test_labels_are_read_as_people_write_them():
     assert encode(["Sensitive", "RESISTANT", None, "", np.nan, "unknown"]).tolist() == [1, 0, -1, -1, -1, -1]
-    assert encode(np.array([True, False])).tolist() == [1, 0]
-    assert encode(np.array([1.0, 0.0, np.nan])).tolist() == [1, 0, -1]
-    with pytest.raises(InputError, match=r"'responder' \(2 cells\).*map") as caught:
+    for numbers, mapping in (
+        (np.array([True, False]), "{True: '...', False: '...'}"),
+        (np.array([1.0, 0.0, np.nan]), "{1.0: '...', 0.0: '...'}"),
+        (np.array([1, 0]), "{1: '...', 0: '...'}"),
+    ):
+        with pytest.raises(InputError) as caught:
+            encode(pd.Series(numbers, name="status"))
+        assert f"sd.pp.harmonize_response(adata, 'status', mapping={mapping})" in str(caught.value)
+    with pytest.raises(InputError, match=r"'responder' \(2 cells\).*mapping=") as caught:
         encode(["responder", "responder", "sensitive"])
     assert "label_key" in str(caught.value)
     with pytest.raises(InputError, match="3 resistant, 0 sensitive and 1 unlabelled"):

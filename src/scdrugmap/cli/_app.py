@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from scdrugmap.cli import _cache, _datasets, _models
+from scdrugmap.cli import _cache, _datasets, _models, _results, _serve
 from scdrugmap.cli._exit import REFUSED, Commands
 from scdrugmap.cli._flags import command
-from scdrugmap.spec import TOOLS, RunSpec
+from scdrugmap.spec import TOOLS, ReproduceSpec, RunSpec
 
 #: One command per tool that runs as it stands on the files that `scdrugmap demo` leaves.
 EXAMPLES = {
@@ -31,6 +31,8 @@ app = typer.Typer(
 )
 app.add_typer(_models.app, name="models", help="List, describe, fetch and verify models and their checkpoints.")
 app.add_typer(_datasets.app, name="datasets", help="List, describe, fetch and verify curated studies.")
+app.add_typer(_results.app, name="results", help="Join the results of several labs; export them as a site.")
+app.command("serve")(_serve.serve)
 app.add_typer(_cache.app, name="cache", help="List, measure and clear what is kept to be reused.")
 
 
@@ -87,6 +89,44 @@ def _run(spec: RunSpec, as_json: bool) -> None:
 
 for _name, _spec in TOOLS.items():
     app.command(_name)(command(_spec, _run, EXAMPLES[_name]))
+
+
+@app.command()
+def recommend(
+    input: Annotated[Path, typer.Argument(help="Cells: .h5ad or .h5mu.")],
+    model: Annotated[list[str] | None, typer.Option("--model", "-m", help="Model; repeat it; all by default.")] = None,
+    commercial: Annotated[bool, typer.Option(help="Only weights that may be used commercially.")] = False,
+    label_key: Annotated[str, typer.Option(help="Column of obs with the labels.")] = "response",
+    sample_key: Annotated[str, typer.Option(help="Column of obs with the samples.")] = "sample",
+    study_key: Annotated[str, typer.Option(help="Column of obs with the study.")] = "study",
+    seconds: Annotated[float, typer.Option(help="Seconds to measure the speed of a model for; 0 for none.")] = 2.0,
+    probe: Annotated[bool, typer.Option(help="Compare models on the labels, whole samples left out.")] = True,
+    layer: Annotated[str | None, typer.Option(help="Layer with raw counts (default: X).")] = None,
+    mod: Annotated[str, typer.Option(help="Modality of a MuData.")] = "rna",
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of cells and folds.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write the table (.csv, .parquet).")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what each model can do with these cells on this machine, and which is best where one is. No download."""
+    from scdrugmap.cli._choose import run_recommend
+
+    run_recommend(
+        input, output, as_json=json, models=model or "all", commercial=commercial, label_key=label_key,
+        sample_key=sample_key, study_key=study_key, seconds=seconds, probe=probe, layer=layer, mod=mod, device=device,
+        rng=seed,
+    )  # fmt: skip
+
+
+def _reproduce(spec: ReproduceSpec, as_json: bool) -> None:
+    from scdrugmap.cli._reproduce import run_reproduce
+
+    run_reproduce(spec, as_json)
+
+
+app.command("reproduce")(command(ReproduceSpec, _reproduce, "scdrugmap reproduce --plan --no-measure"))
 
 
 @app.command()

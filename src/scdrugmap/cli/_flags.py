@@ -10,12 +10,12 @@ from typing import Any, Literal, get_args, get_origin
 import typer
 
 from scdrugmap._errors import SpecError
-from scdrugmap.spec import RunSpec, extra_of, kinds_of
+from scdrugmap.spec import Spec, extra_of, kinds_of
 
 Json = typer.Option(False, "--json", help="Print the result as JSON.", rich_help_panel="Output", show_default=False)
 
 
-def command(spec: type[RunSpec], run: Callable[[RunSpec, bool], None], example: str) -> Callable[..., None]:
+def command(spec: type[Spec], run: Callable[[Any, bool], None], example: str) -> Callable[..., None]:
     """Return the function that typer turns into a command.
 
     Parameters
@@ -32,7 +32,7 @@ def command(spec: type[RunSpec], run: Callable[[RunSpec, bool], None], example: 
     former = {extra_of(f)["former"]: n for n, f in fields.items() if "former" in extra_of(f)}
 
     def call(**given: Any) -> None:
-        input, file, as_json = given.pop("input"), given.pop("spec"), given.pop("json")
+        input, file, as_json = given.pop("input", None), given.pop("spec"), given.pop("json")
         if input is not None and input.suffix in (".yaml", ".yml") and file is None:
             input, file = None, input
         values = {
@@ -40,9 +40,12 @@ def command(spec: type[RunSpec], run: Callable[[RunSpec, bool], None], example: 
             for name, value in given.items()
             if value not in (None, [])
         }
-        run(spec.build(file, input=input, **values), as_json)
+        run(spec.build(file, **({"input": input} if takes_input else {}), **values), as_json)
 
-    parameters = [_parameter("input", Path, typer.Argument(help=_help(spec, "input"), show_default=False))]
+    takes_input = "input" in spec.model_fields
+    parameters = []
+    if takes_input:
+        parameters.append(_parameter("input", Path, typer.Argument(help=_help(spec, "input"), show_default=False)))
     groups = ("data", "model", "evaluation", "machine", "output")
     for name in sorted(fields, key=lambda n: (groups.index(extra_of(fields[n])["group"]), n == "options")):
         parameters.append(_parameter(name, takers[name][0], _option(spec, name)))
@@ -62,7 +65,7 @@ def _parameter(name: str, kind: Any, info: Any, default: Any = None) -> inspect.
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=info, annotation=annotation)
 
 
-def _option(spec: type[RunSpec], name: str) -> Any:
+def _option(spec: type[Spec], name: str) -> Any:
     field = spec.model_fields[name]
     flags = extra_of(field).get("flag") or [f"--{name.replace('_', '-')}"]
     if kinds_of(field.annotation) == [bool] and len(flags) == 1:
@@ -71,16 +74,16 @@ def _option(spec: type[RunSpec], name: str) -> Any:
     return typer.Option(None, *flags, help=_help(spec, name), rich_help_panel=panel, show_default=False)
 
 
-def _help(spec: type[RunSpec], name: str) -> str:
+def _help(spec: type[Spec], name: str) -> str:
     field = spec.model_fields[name]
     default = field.default
     if field.is_required() or default is None or isinstance(default, bool | dict):
         return field.description or ""
-    shown = ", ".join(map(str, default)) if isinstance(default, list) else default
+    shown = ", ".join(map(str, default)) if isinstance(default, tuple | list) else default
     return f"{field.description} Default: {shown}."
 
 
-def _flag(spec: type[RunSpec], name: str) -> str:
+def _flag(spec: type[Spec], name: str) -> str:
     return str((extra_of(spec.model_fields[name]).get("flag") or [f"--{name.replace('_', '-')}"])[0])
 
 
@@ -88,7 +91,7 @@ def _taker(annotation: Any) -> tuple[Any, Callable[[str, Any], Any]]:
     """Type of the flag of a field, and the function that reads what was typed."""
     kinds = kinds_of(annotation)
     origins = [get_origin(kind) or kind for kind in kinds]
-    if list in origins:
+    if list in origins or tuple in origins:
         return list[str], lambda flag, value: value
     if origins == [dict]:
         return list[str], pairs

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from scdrugmap._anndata import writable
 from scdrugmap._errors import InputError, OutputError, SpecError
 from scdrugmap._files import atomic_path
 
@@ -55,10 +56,12 @@ def check_writable(path: Path, *suffixes: str) -> None:
 
 
 def check_kind(cells: Any, path: Path) -> None:
-    """Raise unless the kind of file fits what is to be written into it."""
+    """Raise unless the kind of file fits what is to be written into it, and holds all of it."""
     suffix = ".h5mu" if hasattr(cells, "mod") else ".h5ad"
     if path.suffix in (".h5ad", ".h5mu") and path.suffix != suffix:
         raise SpecError("output", str(path), f"a {suffix} file, as the input", f"call it {path.stem}{suffix}.")
+    if path.suffix in (".h5ad", ".h5mu"):
+        writable(cells, "input")
 
 
 def write_cells(cells: Any, path: Path) -> None:

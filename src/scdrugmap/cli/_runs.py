@@ -62,7 +62,7 @@ def _call(spec: RunSpec, cells: Any, *, quiet: bool) -> tuple[RunSpec, Any]:
     room, name = spec.tool.split(".")
     function = getattr(getattr(sd, room), name)
     if isinstance(spec, BenchmarkSpec):
-        spec = spec.model_copy(update={"store": spec.store or spec.output / "store"})
+        spec = _effective(spec)
     given = spec.arguments(function)
     for field, about in type(spec).model_fields.items():
         if extra_of(about).get("reads") == "cells" and field in given:
@@ -80,6 +80,17 @@ def _call(spec: RunSpec, cells: Any, *, quiet: bool) -> tuple[RunSpec, Any]:
             if type(error) is InputError and error.argument in spec.options:
                 raise SpecError(error.argument, error.found, error.expected, error.fix) from error
             raise
+
+
+def _effective(spec: BenchmarkSpec) -> BenchmarkSpec:
+    """Fill in what a preset and the output decide, so that the record says what ran."""
+    from scdrugmap.tl._benchmark import PRESETS
+
+    fields = type(spec).model_fields
+    changes = PRESETS.get(spec.preset or "", {})
+    left_out = {n: v for n, v in changes.items() if getattr(spec, n) == fields[n].default}
+    store = spec.store or spec.output / "store"
+    return type(spec).model_validate(spec.model_dump() | left_out | {"store": store})
 
 
 @contextlib.contextmanager
@@ -126,6 +137,7 @@ def _write_annotated(spec: RunSpec, cells: Any, as_json: bool) -> None:
     said: dict[str, Any] = {"output": str(spec.output), "cells": int(cells.n_obs)}
     if isinstance(spec, PredictSpec):
         said["calls"] = {str(k): int(n) for k, n in obs[f"{spec.key_added}_pred"].value_counts(dropna=False).items()}
+        said |= _trust_of(spec, cells)
         if spec.output.suffix in (".csv", ".parquet"):
             said |= _write_tables(spec, cells, obs)
     if spec.output.suffix in (".h5ad", ".h5mu"):
@@ -136,8 +148,22 @@ def _write_annotated(spec: RunSpec, cells: Any, as_json: bool) -> None:
     calls = ", ".join(f"{n:,} {name}" for name, n in said.get("calls", {}).items())
     slots = "" if calls else f" with obsm {_slots(spec)} for {cells.n_obs:,} cells"
     console.print(f"wrote {spec.output}{slots}" + (f": {calls}" if calls else ""))
+    for line in ("query", "worth"):
+        if line in said:
+            console.print(said[line])
     if "samples" in said:
         console.print(f"wrote {said['samples']} with a call for each sample")
+
+
+def _trust_of(spec: PredictSpec, cells: Any) -> dict[str, str]:
+    """What the verdict on the query and the worth of the predictor say, in a line each."""
+    from scdrugmap.trust.worth import statement
+
+    record = (cells.mod[spec.mod] if hasattr(cells, "mod") else cells).uns[spec.key_added]
+    if "shift" not in record:  # a prompted model has no training data
+        return {}
+    shift = record["shift"]
+    return {"query": f"query: {shift['verdict']} ({shift['reason']})", "worth": statement(record["worth"])}
 
 
 def _write_tables(spec: PredictSpec, cells: Any, obs: Any) -> dict[str, str]:
@@ -160,10 +186,13 @@ def _slots(spec: Any) -> str:
 
 
 def _write_predictor(spec: RunSpec, predictor: Any, as_json: bool) -> None:
+    from scdrugmap.trust.worth import statement
+
     predictor.save(spec.output, overwrite=True)
     write_text(spec.output / "run.yaml", spec.to_yaml())
     if as_json:
-        return print_json(output=str(spec.output), card=str(spec.output / "README.md"))
+        return print_json(output=str(spec.output), card=str(spec.output / "README.md"), worth=predictor.worth)
+    console.print(statement(predictor.worth))
     console.print(f"saved {spec.output}/ (card: {spec.output / 'README.md'})")
     console.print(f"next: scdrugmap predict query.h5ad --predictor {spec.output} -o predicted.h5ad")
 
@@ -178,19 +207,46 @@ def _write_benchmark(spec: RunSpec, result: Any, as_json: bool) -> None:
     if as_json:
         print_table(result.summary(), "", as_json=True)
     else:
-        print_summary(
-            result,
-            f"{_listed(spec, 'setting')}, split by {_listed(spec, 'split')} [95 % interval over samples or studies]",
-        )
+        print_summary(result, f"{ways_of(result)} [95 % interval over samples, patients or studies]")
         console.print(f"wrote {spec.output}/: result/ (Parquet), results.csv, report.html, run.yaml")
+    rows = result.table[result.table["reason"].str.startswith("failed:")]
+    failed = [f"{model}: {reason}" for model, reason in rows[["model", "reason"]].drop_duplicates().to_numpy()]
     if missing:
         typer.echo("not evaluated: " + "; ".join(missing), err=True)
+    if failed:
+        typer.echo("\n".join(failed), err=True)
+    if missing or failed:
         raise typer.Exit(PARTLY)
 
 
-def _listed(spec: RunSpec, name: str) -> str:
-    value = getattr(spec, name)
-    return value if isinstance(value, str) else " and ".join(value)
+def ways_of(result: Any) -> str:
+    """Say how the cells were divided; a random split says what that means, wherever it is named."""
+    from scdrugmap._keys import SAME_SAMPLE
+
+    scores = result.table[result.table["setting"] != "probe"]
+    ways = scores[["setting", "split"]].drop_duplicates().itertuples(index=False, name=None)
+    return " and ".join(
+        f"{setting}, split by {split}" + (f" (random): {SAME_SAMPLE}" if split == "cell" else "")
+        for setting, split in ways
+    )
+
+
+def remarks_on(table: Any) -> list[str]:
+    """What a reader of a summary has to know: why values or intervals are missing, and where they are wide."""
+    from scdrugmap.evaluation.result.statistics import FEW_GROUPS
+
+    out = []
+    for reason, rows in table[table["reason"] != ""].groupby("reason", sort=False):
+        names = ", ".join(dict.fromkeys(rows["model"]))
+        out.append(f"{names}: {reason}" if rows["value"].isna().all() else str(reason))
+    shown = table[table["ci_low"].notna() & (table["n_groups"] < FEW_GROUPS)]
+    if len(shown):
+        out.append(f"intervals rest on {shown['n_groups'].min()} samples or studies only")
+    kept = ("without an answer", "folds:", "from calls")
+    for model, notes in table.groupby("model", sort=False)["note"]:
+        said = dict.fromkeys(part for note in notes for part in note.split("; ") if any(k in part for k in kept))
+        out += [f"{model}: {part}" for part in said]
+    return list(dict.fromkeys(out))
 
 
 def run_report(results: Path, output: Path) -> None:
@@ -225,3 +281,5 @@ def print_summary(result: Any, title: str) -> None:
         else list(dict.fromkeys(table["model"]))
     )  # fmt: skip
     print_table(wide.reset_index(), title)
+    for remark in remarks_on(table):
+        console.print(remark)

@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_catalogue": ["catalogue", "categories", "info"],
         "_collection": ["Collection", "collection"],
         "_fetch": ["fetch"],
+        "_published": ["published_scores"],
         "loaders": ["load"],
         "_simulate": ["simulate"],
     },

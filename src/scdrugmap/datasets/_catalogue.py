@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _DATA = Path(__file__).parent / "data"
+#: Columns that hold combinations, and what stands between the parts of one.
+COMBINED = ("drug", "drug_class")
+BETWEEN = re.compile(r" \+ | or |[()]", flags=re.IGNORECASE)
 _COUNTS = ("n_samples", "n_samples_sensitive", "n_samples_resistant", "n_cells", "n_sensitive", "n_resistant")
 _GROUP_COUNTS = ("group_n_cells", "group_n_sensitive", "group_n_resistant")
 
@@ -36,6 +40,22 @@ def _table() -> pd.DataFrame:
     return table.set_index("key")
 
 
+@lru_cache
+def synonyms() -> pd.DataFrame:
+    """Other names of drugs, tissues and cancers: columns ``column``, ``name`` (as in the catalogue) and ``synonym``."""
+    import pandas as pd
+
+    return pd.read_csv(_DATA / "synonyms.csv", dtype=str, keep_default_na=False)
+
+
+@lru_cache
+def _meanings(column: str) -> dict[str, str]:
+    """Name in the catalogue for each synonym of a column, both as they are compared."""
+    rows = synonyms()
+    rows = rows[rows["column"] == column]
+    return {normalise(s): normalise(n) for s, n in zip(rows["synonym"], rows["name"], strict=True)}
+
+
 def _shared(table: pd.DataFrame) -> pd.Series:
     """Number of sensitive cells that other data sets of the catalogue repeat."""
     return table["n_sensitive"].where(table["shared_control"] != "", 0)
@@ -48,7 +68,8 @@ def catalogue(**filters: Any) -> pd.DataFrame:
     ----------
     **filters
         Column and value, or several values: ``collection="primary"``, ``tissue=["Cell line", "Organoid"]``. Case and
-        punctuation do not matter. ``drug`` and ``drug_class`` also match one part of a combination.
+        punctuation do not matter. ``drug`` and ``drug_class`` also match one part of a combination; ``drug``,
+        ``tissue`` and ``cancer_type`` take other names, too (``drug="Tarceva"`` is erlotinib).
 
     Returns
     -------
@@ -93,16 +114,20 @@ def _matches(column: str, values: pd.Series, wanted: Any) -> pd.Series:
     """Rows whose value is, or for combinations contains, one of those wanted."""
     several = isinstance(wanted, Iterable) and not isinstance(wanted, str)
     wishes = {normalise(str(w)) for w in (wanted if several else [wanted])}
-    if values.dtype != object:
+    if not all(isinstance(v, str) for v in values):
         return values.map(lambda v: normalise(str(v)) in wishes).astype(bool)
-    combined = column in ("drug", "drug_class")
-    parts = values.map(lambda v: {normalise(p) for p in (v.split(" + ") if combined else [])} | {normalise(v)})
-    unknown = wishes - set().union(*parts)
+    values = values.astype(object)  # text columns of their own type turn sets into arrays
+    combined = column in COMBINED
+    parts = values.map(lambda v: {normalise(p) for p in (BETWEEN.split(v) if combined else []) if p} | {normalise(v)})
+    held = set().union(*parts)
+    meant = {w: w if w in held else _meanings(column).get(w, w) for w in wishes}
+    unknown = {w for w, name in meant.items() if name not in held}
     if unknown:
         known = sorted({v for v in values if v})
         shown = next(str(w) for w in (wanted if several else [wanted]) if normalise(str(w)) in unknown)
         raise UnknownNameError(column, shown, known, "See scdrugmap.datasets.catalogue().")
-    return parts.map(lambda p: bool(p & wishes)).astype(bool)
+    names = set(meant.values())
+    return parts.map(lambda p: bool(p & names)).astype(bool)
 
 
 def find_study(key: str) -> pd.Series:

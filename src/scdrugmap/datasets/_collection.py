@@ -142,8 +142,9 @@ def _restore_tables(path: Path, var: list[pd.DataFrame]) -> None:
         obs[KEYS.response] = obs[KEYS.response].cat.set_categories(list(CLASSES))
         genes = pd.concat(var)
         genes = genes[~genes.index.duplicated()].reindex(names)
-        for column in genes.select_dtypes("object"):
-            genes[column] = genes[column].fillna("")
+        for column in genes:
+            if not pd.api.types.is_numeric_dtype(genes[column]):
+                genes[column] = genes[column].astype(object).where(genes[column].notna(), "")
         for name, table in (("obs", obs), ("var", genes)):
             del file[name]
             write_elem(file, name, table)

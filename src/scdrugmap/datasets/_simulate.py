@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scdrugmap._anndata import no_pull
 from scdrugmap._errors import InputError
 from scdrugmap._keys import CLASSES, KEYS
 from scdrugmap._logging import progress
@@ -254,7 +255,7 @@ def _in_memory(cells: _Cells, var: pd.DataFrame, uns: dict[str, Any], *, protein
     prot = AnnData(
         sparse.csr_matrix(sparse.vstack(cells.proteins)), obs=pd.DataFrame(index=rna.obs_names), var=prot_var
     )
-    with mudata.set_options(pull_on_update=False):
+    with no_pull():
         mdata = mudata.MuData({"rna": rna, "prot": prot})
     mdata.pull_obs(mods=["rna"])
     return mdata

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from scdrugmap._errors import DownloadError
-from scdrugmap.download.transfer import TIMEOUT, user_agent
+from scdrugmap.download.transfer import CONNECT, user_agent, within
 
 
 def resolve(url: str) -> tuple[str, str | None]:
@@ -33,13 +33,20 @@ def resolve(url: str) -> tuple[str, str | None]:
     import requests
     from pooch import downloaders
 
+    from scdrugmap.settings import settings
+
     prefix, suffix, name = url.removeprefix("doi:").split("/", 2)
-    try:
-        repository = downloaders.doi_to_repository(
-            f"{prefix}/{suffix}", headers={"User-Agent": user_agent()}, timeout=TIMEOUT
-        )
+    timeout = (CONNECT, settings.download_window)
+
+    def ask() -> tuple[str, str | None]:
+        headers = {"User-Agent": user_agent()}
+        repository = downloaders.doi_to_repository(f"{prefix}/{suffix}", headers=headers, timeout=timeout)
         digests = SimpleNamespace(registry={})
         repository.populate_registry(digests)
         return repository.download_url(name), digests.registry.get(name)
-    except (requests.RequestException, ValueError, KeyError, IndexError) as error:
+
+    try:
+        # several requests, one after the other
+        return within(4 * sum(timeout), ask)
+    except (requests.RequestException, TimeoutError, ValueError, KeyError, IndexError) as error:
         raise DownloadError(f"{url}: the provider could not be asked ({type(error).__name__}: {error}).") from error

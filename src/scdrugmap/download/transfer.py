@@ -7,10 +7,14 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from queue import Empty, Queue
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from scdrugmap._errors import DownloadError, IntegrityError, LicenceError
@@ -22,9 +26,13 @@ if TYPE_CHECKING:
 
 #: ``None`` shows a bar on a terminal, ``True``/``False`` force it, else an object like a tqdm bar.
 Progress: TypeAlias = Any
+_T = TypeVar("_T")
 
 CHUNK = 1 << 20
-TIMEOUT = (15.0, 60.0)
+#: Seconds in which a connection has to stand.
+CONNECT = 15.0
+#: Bytes of one try after which a transfer that stalls is worth another try at the same address.
+WORTHWHILE = 1 << 20
 #: Tries in a row that may bring no new byte.
 PATIENCE = 5
 #: The longest wait, in seconds, that a server may ask for.
@@ -40,6 +48,65 @@ class _Retry(Exception):
     def __init__(self, reason: str, wait: float | None = None) -> None:
         super().__init__(reason)
         self.wait = wait
+
+
+class _Stall(Exception):
+    """The server sends nothing, or next to nothing."""
+
+
+class _Pace:
+    """Watches that bytes come at a minimum rate, over a window of time.
+
+    Parameters
+    ----------
+    rate
+        Bytes per second; 0 looks at nothing.
+    window
+        Seconds.
+    """
+
+    def __init__(self, rate: float, window: float) -> None:
+        self.rate, self.window = rate, window
+        self.start, self.count = time.monotonic(), 0
+
+    def __call__(self, n_bytes: int) -> None:
+        self.count += n_bytes
+        seconds = time.monotonic() - self.start
+        if seconds >= self.window:
+            if self.count < self.rate * seconds:
+                raise _Stall(f"{self.count / seconds:.0f} bytes per second over {seconds:.0f} seconds")
+            self.start, self.count = time.monotonic(), 0
+
+
+def within(seconds: float, function: Callable[[], _T]) -> _T:
+    """Return what a call returns, or give it up after some seconds (a server can send headers for ever).
+
+    Raises
+    ------
+    TimeoutError
+        It took longer. The call goes on in a thread that nobody waits for.
+    """
+    done, box = threading.Event(), Queue[tuple[bool, Any]](1)
+
+    def work() -> None:
+        outcome: tuple[bool, Any]
+        try:
+            outcome = True, function()
+        except BaseException as error:  # noqa: BLE001  handed to the caller
+            outcome = False, error
+        box.put(outcome)
+        if done.is_set() and outcome[0] and hasattr(outcome[1], "close"):
+            outcome[1].close()  # too late: nobody reads this answer
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        good, value = box.get(timeout=seconds)
+    except Empty:
+        done.set()
+        raise TimeoutError(f"no answer within {seconds:.0f} seconds") from None
+    if good:
+        return value
+    raise value
 
 
 def user_agent() -> str:
@@ -70,11 +137,14 @@ class Transfer:
         ``None``, a truth value, or an object with ``total``, ``update``, ``reset`` and ``close``.
     sleep
         Function that waits, given seconds.
+    rate, window
+        Bytes per second, over so many seconds, below which the address is given up; ``settings.download_rate`` and
+        ``settings.download_window`` if ``None``.
 
     Raises
     ------
     DownloadError
-        If the server refuses, sends a page instead of a file, or keeps failing.
+        If the server refuses, sends a page instead of a file, keeps failing, or is silent or too slow.
     IntegrityError
         If the announced or received length is not ``size``.
     LicenceError
@@ -97,7 +167,13 @@ class Transfer:
         html: bool = False,
         progress: Progress = None,
         sleep: Callable[[float], None] = time.sleep,
+        rate: float | None = None,
+        window: float | None = None,
     ) -> None:
+        from scdrugmap.settings import settings
+
+        self.rate = settings.download_rate if rate is None else rate
+        self.window = settings.download_window if window is None else window
         self.part, self.size, self.html, self.progress, self.sleep = Path(part), size, html, progress, sleep
         self.headers = {"User-Agent": user_agent(), "Accept-Encoding": "identity", **(headers or {})}
         self.meta = self.part.with_name(self.part.name + ".json")
@@ -126,6 +202,8 @@ class Transfer:
                     return self.part
                 except _Retry as error:
                     reason, wait = str(error), error.wait
+                except (_Stall, TimeoutError, requests.ReadTimeout, urllib3.exceptions.ReadTimeoutError) as error:
+                    reason = self._stalled(url, best, error)
                 except (
                     requests.ConnectionError,
                     requests.Timeout,
@@ -133,6 +211,8 @@ class Transfer:
                     urllib3.exceptions.HTTPError,
                 ) as error:
                     reason = f"{type(error).__name__}: {error}"
+                    if "timed out" in str(error).lower() and "connect" not in str(error).lower():
+                        reason = self._stalled(url, best, error)
                 except requests.RequestException as error:
                     raise DownloadError(f"{url}: {type(error).__name__}: {error}") from error
                 have = self._have(url)
@@ -143,6 +223,17 @@ class Transfer:
             f"{url}: gave up after {PATIENCE} tries without progress ({reason}). Fix: call again later, the "
             f"{best:,} bytes that arrived are kept and the transfer continues there."
         )
+
+    def _stalled(self, url: str, before: int, error: Exception) -> str:
+        """Give an address up that sends next to nothing; one that was good for a while gets another try."""
+        have = self._have(url)
+        if have - before >= WORTHWHILE:
+            return f"stalled: {error}"
+        raise DownloadError(
+            f"{url}: the server is silent or too slow ({error}; the limit is {self.rate:,.0f} bytes per second over "
+            f"{self.window:.0f} seconds). Fix: call again later, the {have:,} bytes that arrived are kept; or set "
+            "SCDRUGMAP_DOWNLOAD_RATE (settings.download_rate) lower."
+        ) from error
 
     def _have(self, url: str) -> int:
         """Bytes of this address that are already here; leftovers of another address are dropped."""
@@ -173,7 +264,9 @@ class Transfer:
                 have = 0
             else:
                 headers |= {"Range": f"bytes={have}-", "If-Range": validator}
-        with session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
+        timeout = (CONNECT, self.window)
+        ask = partial(session.get, url, headers=headers, stream=True, timeout=timeout)
+        with within(CONNECT + self.window, ask) as answer:
             if answer.status_code == 416:
                 return self._beyond_the_end(answer, have)
             self._refuse(answer, url)
@@ -241,7 +334,7 @@ class Transfer:
             bar.reset()
             bar.total = total or self.size
             bar.update(start)
-            for chunk in _chunks(answer):
+            for chunk in _chunks(answer, _Pace(self.rate, self.window)):
                 if out.tell() == 0 and not self.html and _looks_like_html(chunk):
                     raise _web_page(url)
                 out.write(chunk)
@@ -288,13 +381,18 @@ def _bar(progress: Progress, total: int | None, url: str) -> Iterator[Any]:
         yield progress
 
 
-def _chunks(answer: requests.Response) -> Iterator[bytes]:
+def _chunks(answer: requests.Response, pace: _Pace) -> Iterator[bytes]:
     """Yield the body as it comes in; nothing is held back that a broken connection could lose."""
-    if _encoded(answer) or not hasattr(answer.raw, "read1"):
-        yield from answer.iter_content(CHUNK)
-    else:
-        while chunk := answer.raw.read1(CHUNK, decode_content=False):
+    coding = answer.headers.get("Content-Encoding", "identity").lower()
+    unpacked = zlib.decompressobj(47) if coding in ("gzip", "x-gzip", "deflate") else None
+    if (_encoded(answer) and unpacked is None) or not hasattr(answer.raw, "read1"):
+        for chunk in answer.iter_content(CHUNK):
+            pace(len(chunk))
             yield chunk
+        return
+    while chunk := answer.raw.read1(CHUNK, decode_content=False):
+        pace(len(chunk))
+        yield chunk if unpacked is None else unpacked.decompress(chunk)
 
 
 def _range_start(answer: requests.Response) -> int:

@@ -180,8 +180,10 @@ def embed_counts(
     """
     engine = engine or Engine()
     run = begin(model, source, genes, engine, block_size, origin)
-    key = run.content_key(context)
     cached = cache if engine.store is None else None
+    # For the record alone a lazy array is not computed twice.
+    wanted = cached is not None or lying is not None or not source.is_dask
+    key = run.content_key(context) if wanted else ""
     known = lying[1] if lying is not None and lying[0] == key else None
     if known is None and cached is not None:
         known = finished.load(cached, key)

@@ -1,4 +1,4 @@
-"""One way to read rows of counts, wherever they are: memory, backed h5ad, zarr or dask."""
+"""The one reading of counts, wherever they are (memory, backed h5ad, zarr, dask) and however they are stored."""
 
 from __future__ import annotations
 
@@ -8,17 +8,25 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from scdrugmap._anndata import Columns
 from scdrugmap._errors import InputTypeError
+
+#: Types whose every value float32 holds exactly; wider ones become float64.
+_NARROW = ("bool", "int8", "uint8", "int16", "uint16", "float16", "float32")
 
 
 class CountSource:
-    """Rows of a cells x genes matrix as CSR, read block by block.
+    """Rows of a cells x genes matrix as canonical CSR, read block by block.
+
+    One matrix gives one result, however it is stored: blocks are float32 (float64 where the type of the matrix needs
+    it), with sorted 32-bit indices, repeated entries added up and no stored zeros. The matrix itself stays as it is.
 
     Parameters
     ----------
     X
-        NumPy array, SciPy sparse matrix or array, AnnData's backed sparse data set, h5py or zarr array,
-        or dask array (of any of these per chunk).
+        NumPy array or matrix, SciPy sparse matrix or array, AnnData's backed sparse data set, h5py or zarr array,
+        dask array (of any of these per chunk), or :class:`scdrugmap._anndata.Columns` of one of these. Masked entries
+        are missing values (NaN).
 
     Examples
     --------
@@ -28,15 +36,19 @@ class CountSource:
     """
 
     def __init__(self, X: Any) -> None:
+        self.columns: np.ndarray | None = None
+        if isinstance(X, Columns):
+            X, self.columns = X.matrix, X.columns
+        if hasattr(X, "iloc"):
+            X = X.to_numpy()
         if not hasattr(X, "shape") or len(X.shape) != 2:
             raise InputTypeError("X", type(X).__name__, "a two-dimensional matrix", "pass adata.X or a layer.")
         self.is_dask = type(X).__module__.startswith("dask.")
-        if sparse.issparse(X) and X.format not in ("csr", "csc"):
-            X = X.tocsr()
-        if sparse.issparse(X) and X.format == "csc":
+        if sparse.issparse(X) and X.format != "csr":
             X = X.tocsr()
         self.X = X
-        self.shape: tuple[int, int] = (int(X.shape[0]), int(X.shape[1]))
+        n_columns = X.shape[1] if self.columns is None else len(self.columns)
+        self.shape: tuple[int, int] = (int(X.shape[0]), int(n_columns))
 
     def __getitem__(self, rows: slice | np.ndarray) -> sparse.csr_matrix:
         """Return some rows, in the order asked for."""
@@ -56,6 +68,60 @@ class CountSource:
         block = self.X[rows]
         if self.is_dask:
             block = block.compute()
-        if not sparse.issparse(block):
-            block = np.asarray(block)
-        return sparse.csr_matrix(block)
+        block = canonical(block)
+        return block if self.columns is None else canonical(block[:, self.columns])
+
+
+def canonical(block: Any) -> sparse.csr_matrix:
+    """Return a matrix as CSR in the one form that models read; the input is not changed.
+
+    Parameters
+    ----------
+    block
+        Dense or sparse, of numbers or truth values.
+
+    Raises
+    ------
+    InputTypeError
+        The matrix holds no numbers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scipy import sparse
+    >>> twice = sparse.csr_matrix((np.array([1, 2], np.int8), [0, 0], [0, 2]), shape=(1, 2))
+    >>> canonical(twice).toarray().tolist()
+    [[3.0, 0.0]]
+    """
+    if hasattr(block, "tocsr"):
+        given = block.tocsr()
+        if given.dtype.kind not in "fiub":
+            raise _not_numbers(given.dtype)
+        out = sparse.csr_matrix(
+            (given.data.astype(_wide(given.dtype), copy=False), given.indices, given.indptr), shape=given.shape
+        )
+    else:
+        dense = np.ma.filled(block.astype(np.float64), np.nan) if np.ma.isMaskedArray(block) else np.asarray(block)
+        try:
+            out = sparse.csr_matrix(dense.astype(_wide(dense.dtype), copy=False))
+        except (TypeError, ValueError):
+            raise _not_numbers(dense.dtype) from None
+    if not out.has_canonical_format or not out.data.all():
+        out = out.copy()
+        out.sum_duplicates()
+        out.eliminate_zeros()
+    if out.indices.dtype != np.int32 and max(out.nnz, *out.shape) < np.iinfo(np.int32).max:
+        parts = (out.data, out.indices.astype(np.int32), out.indptr.astype(np.int32))
+        out = sparse.csr_matrix(parts, shape=out.shape)
+    return out
+
+
+def _wide(dtype: np.dtype) -> type:
+    """The type that values are read in."""
+    if dtype.kind not in "fiubO":
+        raise _not_numbers(dtype)
+    return np.float32 if dtype.name in _NARROW else np.float64
+
+
+def _not_numbers(dtype: np.dtype) -> InputTypeError:
+    return InputTypeError("X", f"values of the type {dtype}", "numbers", "pass the matrix of raw counts.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from scdrugmap._errors import InputError, InputTypeError, UnknownNameError
-from scdrugmap._keys import SAME_SAMPLE
+from scdrugmap._keys import CLASS_COLOURS, SAME_SAMPLE
 from scdrugmap._metrics import find_metric
 from scdrugmap.figures.results import Results
 
@@ -21,11 +22,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-SENSITIVE, RESISTANT, FLOOR = "#2166ac", "#b2182b", "#333333"
+RESISTANT, SENSITIVE = CLASS_COLOURS
+FLOOR = "#333333"
 #: Six colours of Okabe and Ito and two darker ones of Tol, which colour-blind readers can tell apart.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#332288", "#661100")
 GREYS = ("#595959", "#8c8c8c", "#bdbdbd")
 FLOOR_NAME = "call all sensitive"
+CHANCE_NAME = "one score for all cells"
+#: More categories, or more bars, are drawn as rows.
+MANY_PLACES, MANY_BARS = 12, 64
 CATEGORY = ["setting", "split", "by", "category"]
 CONTENDER = ["model", "strategy", "head"]
 
@@ -90,7 +95,10 @@ def finish(ax: Any, *, show: bool | None, save: str | os.PathLike[str] | None) -
             raise InputError("save", str(path), "a file in a folder that exists", "pass for example 'figure.png'.")
         if path.suffix and path.suffix[1:].lower() not in known:
             raise InputError("save", str(path), f"one of {', '.join(sorted(known))}", "pass for example 'figure.png'.")
-        figure.savefig(path, bbox_inches="tight", dpi=150)
+        import matplotlib as mpl
+
+        dpi = mpl.rcParams["savefig.dpi"]
+        figure.savefig(path, bbox_inches="tight", dpi=300 if dpi == "figure" else dpi)
     if show:
         import matplotlib.pyplot as plt
 
@@ -101,7 +109,7 @@ def finish(ax: Any, *, show: bool | None, save: str | os.PathLike[str] | None) -
 
 def legend(ax: Axes, apart: float = 1.02) -> None:
     """Write the legend beside the axes."""
-    ax.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(apart, 1))
+    ax.legend(fontsize="x-small", frameon=False, loc="upper left", bbox_to_anchor=(apart, 1))
 
 
 def clean(ax: Axes) -> None:
@@ -109,10 +117,10 @@ def clean(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def title(ax: Axes, text: str) -> None:
+def title(ax: Axes, text: str, pad: float | None = None) -> None:
     """Write a small title, in as many lines as the width of the axes asks for."""
     inches = ax.get_position().width * ax.get_figure(root=True).get_figwidth()  # type: ignore[union-attr]
-    ax.set_title(textwrap.fill(text, max(26, int(15 * inches))), fontsize=9)
+    ax.set_title(textwrap.fill(text, max(26, int(15 * inches))), fontsize="medium", pad=pad)
 
 
 def styles(result: Results) -> dict[str, Style]:
@@ -198,8 +206,14 @@ def scores(
         )
         table["floor"] = table["floor"].fillna(pd.Series(known.reindex(_keys(table, CATEGORY)).to_numpy(), table.index))
     table["place"] = _place_names(table)
-    # Side by side stands what differs in the split alone.
+    # Side by side stands what differs in the split alone; study2 comes before study10.
     first = table.drop_duplicates(["by", "category"])[["by", "category"]]
+    columns = in_order(first, "by")
+    first = first.iloc[
+        sorted(
+            range(len(first)), key=lambda i: (columns.index(first["by"].iloc[i]), natural(first["category"].iloc[i]))
+        )
+    ]
     rank = pd.Series(range(len(first)), index=_keys(first, ["by", "category"]))
     table = table.iloc[np.argsort(rank.reindex(_keys(table, ["by", "category"])).to_numpy(), kind="stable")]
     return table.merge(contenders, on=CONTENDER, how="inner")
@@ -215,6 +229,33 @@ def fold_values(result: Results, table: pd.DataFrame, metric: str, level: str) -
 def in_order(table: pd.DataFrame, column: str) -> list[str]:
     """Distinct values, in the order of the result."""
     return [str(v) for v in pd.unique(table[column])]
+
+
+def natural(name: Any) -> list[tuple[int, float, str]]:
+    """Key that sorts numbers inside names by value.
+
+    Parameters
+    ----------
+    name
+        Any name.
+
+    Examples
+    --------
+    >>> sorted(["study10", "study2", "study1"], key=natural)
+    ['study1', 'study2', 'study10']
+    """
+    parts = re.split(r"([0-9]+)", str(name))
+    return [(0, float(p), "") if p.isdigit() else (1, 0.0, p.casefold()) for p in parts if p]
+
+
+def many(n_places: int, n_labels: int) -> bool:
+    """Whether so many categories or bars are drawn as rows, since side by side they would be hairlines."""
+    return n_places > MANY_PLACES or (n_places > 3 and n_places * n_labels > MANY_BARS)
+
+
+def rows_height(n_places: int, n_labels: int) -> float:
+    """Inches that categories drawn as rows need."""
+    return float(np.clip(1.3 + n_places * max(0.24, 0.06 * n_labels), 3, 26))
 
 
 def floors(table: pd.DataFrame, places: Sequence[str]) -> np.ndarray:
@@ -247,12 +288,18 @@ def limits(result: Results, metric: str, values: np.ndarray, floor: np.ndarray) 
     return low * 1.05, high * 1.08 or 1.0
 
 
-def floor_label(floor: np.ndarray, top: float) -> str:
+def floor_name(result: Results, metric: str) -> str:
+    """What the floor of a metric is: calls are compared with calling all sensitive, ranks with no ranking at all."""
+    record = find_metric(metric, result.metrics)
+    return CHANCE_NAME if record.kind == "ranking" else FLOOR_NAME
+
+
+def floor_label(name: str, floor: np.ndarray, top: float) -> str:
     """Name of the floor in the legend; it says where the line lies outside the axes."""
     known = floor[np.isfinite(floor)]
     if len(known) == 0:
-        return f"{FLOOR_NAME}: undefined"
-    return FLOOR_NAME + (f": {known.max():.3g}, off the scale" if known.max() > top else "")
+        return f"{name}: undefined"
+    return name + (f": {known.max():.3g}, off the scale" if known.max() > top else "")
 
 
 def one_setting(result: Results) -> None:

@@ -86,7 +86,7 @@ def critical_difference(
     posthoc[:] = pairs
     scikit_posthocs.critical_difference_diagram(
         ranking.ranks, posthoc, ax=ax, alpha=alpha, label_fmt_left="{label} ({rank:.1f})  ",
-        label_fmt_right="  {label} ({rank:.1f})", label_props={"fontsize": 8},
+        label_fmt_right="  {label} ({rank:.1f})", label_props={"fontsize": "small"},
         color_palette={n: look[n].colour if n in models else _axes.GREYS[0] for n in ranking.ranks.index},
         crossbar_props={"linewidth": 2.5, "color": "black", "marker": ""},
     )  # fmt: skip

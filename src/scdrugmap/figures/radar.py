@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from scdrugmap.figures.results import Results
 
 KINDS = ("radar", "bar")
+#: More categories than this are written along the radius.
+MANY = 14
 
 
 def radar(
@@ -92,28 +94,49 @@ def radar(
                 edgecolor="white", lw=0.3, label=label,
             )  # fmt: skip
     low, high = _axes.limits(result, metric, table["value"].to_numpy(dtype=float), floor)
-    _floor(axes, angle, floor, step, kind, _axes.floor_label(floor, high))
+    _floor(axes, angle, floor, step, kind, _axes.floor_label(_axes.floor_name(result, metric), floor, high))
     axes.set_ylim(low, high)
     _labels(axes, places, angle, table)
-    axes.tick_params(axis="y", labelsize=7)
+    axes.tick_params(axis="y", labelsize="x-small")
     for text in axes.get_yticklabels():
         text.set(zorder=6, bbox={"facecolor": "white", "alpha": 0.75, "lw": 0, "pad": 0.6})
     axes.set_rlabel_position(float(np.degrees(step / 2)))
     axes.grid(color="#d9d9d9", lw=0.6)
     axes.set_axisbelow(True)
-    _axes.title(axes, f"{_axes.metric_label(result, metric, level)}: {_axes.split_note(table)}")
-    _axes.legend(axes, apart=1.34)
+    _axes.title(
+        axes,
+        f"{_axes.metric_label(result, metric, level)}: {_axes.split_note(table)}",
+        62 if len(places) > MANY else None,
+    )
+    _axes.legend(axes, apart=1.34 if len(places) <= MANY else 1.5)
     return _axes.finish(axes, show=show, save=save)
 
 
 def _labels(axes: Any, places: list[str], angle: np.ndarray, table: Any) -> None:
-    """Write the categories around the circle, on the outer side of it."""
+    """Write the categories around the circle, on the outer side of it; many of them along its radius."""
     gone = table.groupby("place")["value"].apply(lambda v: bool(v.isna().all()))
+    if len(places) > MANY:
+        names = [" ".join(p.split("\n")) + (" (n/a)" if gone[p] else "") for p in places]
+        axes.set_xticks(angle, [""] * len(places))
+        return along_radius(axes, angle, axes.get_ylim()[1], names)
     names = [_axes.wrap(p + (" (n/a)" if gone[p] else ""), 14) for p in places]
-    axes.set_xticks(angle, names, fontsize=8)
+    axes.set_xticks(angle, names, fontsize="small")
     for text, a in zip(axes.get_xticklabels(), angle, strict=True):
         side = np.sin(a)
         text.set_horizontalalignment("center" if abs(side) < 0.1 else "left" if side > 0 else "right")
+
+
+def along_radius(axes: Any, angle: np.ndarray, radius: Any, names: list[str], **look: Any) -> None:
+    """Write names outwards from a radius, never upside down; zero degrees is up, and they run clockwise."""
+    reach = np.broadcast_to(np.asarray(radius, dtype=float), np.shape(angle))
+    for a, r, name in zip(np.mod(angle, 2 * np.pi), reach, names, strict=True):
+        left = a > np.pi
+        turn = 90 - np.degrees(a) + 180 * left
+        pad = 4 * np.array([np.sin(a), np.cos(a)])
+        axes.annotate(
+            name, (a, r), xytext=tuple(pad), textcoords="offset points", rotation=float(turn), rotation_mode="anchor",
+            ha="right" if left else "left", va="center", annotation_clip=False, **({"fontsize": "x-small"} | look),
+        )  # fmt: skip
 
 
 def _floor(axes: Any, angle: np.ndarray, floor: np.ndarray, step: float, kind: str, label: str) -> None:

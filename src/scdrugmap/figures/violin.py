@@ -85,21 +85,22 @@ def violin(
         color=_axes.FLOOR,
         ls="--",
         lw=1.3,
-        label=_axes.floor_label(floor, high) + (" (mean and range)" if len(known) and np.ptp(known) > 0 else ""),
+        label=_axes.floor_label(_axes.floor_name(result, metric), floor, high)
+        + (" (mean and range)" if len(known) and np.ptp(known) > 0 else ""),
     )
-    ax.set_xticks(range(len(labels)), labels, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
+    ax.set_xticks(range(len(labels)), labels, rotation=40, ha="right", rotation_mode="anchor", fontsize="small")
     # The kernel estimate of a violin reaches beyond the scores; the axis does not.
     ax.set(ylabel=_axes.metric_label(result, metric, level), ylim=(low, high), xlim=(-0.6, len(labels) - 0.4))
     unit = "category" if over == "category" else "left-out group" if (table["setting"] == "cross").all() else "fold"
     _axes.title(ax, f"{_axes.split_note(table)}; one point per {unit}")
-    ax.legend(fontsize=7, frameon=False, loc="best")
+    ax.legend(fontsize="x-small", frameon=False, loc="best")
     _axes.clean(ax)
     return _axes.finish(ax, show=show, save=save)
 
 
 def _one(ax: Axes, at: int, values: np.ndarray, look: _axes.Style) -> None:
     if len(values) == 0:
-        ax.annotate("n/a", (at, 0.02), xycoords=("data", "axes fraction"), ha="center", fontsize=7)
+        ax.annotate("n/a", (at, 0.02), xycoords=("data", "axes fraction"), ha="center", fontsize="x-small")
         return
     if len(values) > 2:
         if np.ptp(values) > 0:

@@ -10,8 +10,17 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scdrugmap.genes.identifiers import Genes, as_text, classify, species_of
+from scdrugmap.genes.identifiers import Genes, as_text, classify, dated, species_of
 from scdrugmap.genes.table import GeneTable
+
+#: Today's symbols of the genes whose old ones read as dates; several where the date may stand for either.
+_DATED = pd.Series(
+    {f"SEPT{i}": f"SEPTIN{i}" for i in (*range(1, 13), 14)}
+    | {f"MARCH{i}": f"MARCHF{i}" for i in range(3, 12)}
+    | {"SEPT15": "SELENOF", "DEC1": "DELEC1|BHLHE40"}
+    | {f"MARCH{i}": f"MARCHF{i}|MTARC{i}" for i in (1, 2)},
+    dtype=object,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +32,10 @@ class Resolution:
     symbol, ensembl
         Symbol and Ensembl id; ``""`` where there is none.
     status
-        ``"approved"``, ``"ensembl"`` (by its Ensembl id), ``"previous"``, ``"alias"``, ``"entrez"``, ``"ambiguous"``
-        (several genes bear the name, or the gene it should mean is there already; left as it was), ``"other species"`` or ``"unknown"`` (left as it was).
+        ``"approved"``, ``"ensembl"`` (by its Ensembl id), ``"previous"``, ``"alias"``, ``"date"`` (what a spreadsheet
+        made of it), ``"separator"`` (``HLA.A`` for ``HLA-A``), ``"entrez"``, ``"ambiguous"`` (several genes bear the
+        name, or the gene it should mean is there already; left as it was), ``"other species"`` or ``"unknown"`` (left
+        as it was).
     candidates
         For ambiguous names the approved symbols that they may mean, separated by ``|``.
     conflict
@@ -42,8 +53,9 @@ def resolve_genes(genes: Genes, table: GeneTable, *, entrez: np.ndarray | None =
     """Resolve identifiers against a table.
 
     An Ensembl id that the table knows decides; then an approved symbol; then a previous symbol or alias that leads to
-    one gene only; then an Entrez number. An alias whose gene stands in the data under another name is not followed: an
-    annotation that has both means two things. Whatever is left keeps the identifiers that it has.
+    one gene only; then what a date or a changed separator stands for; then an Entrez number. An alias (date, separator)
+    whose gene stands in the data under another name is not followed: an annotation that has both means two things.
+    Whatever is left keeps the identifiers that it has.
 
     Parameters
     ----------
@@ -69,13 +81,12 @@ def resolve_genes(genes: Genes, table: GeneTable, *, entrez: np.ndarray | None =
     given_symbol, given_ensembl = genes.symbols.astype(object), genes.ensembl.astype(object)
     by_ensembl = _lookup(given_ensembl, _first(table.approved, "ensembl_id", "symbol"))
     approved = np.where(np.isin(given_symbol.astype(str), table.approved["symbol"].to_numpy(str)), given_symbol, "")
-    alias_target, alias_status, candidates = _aliases(table.aliases)
-    by_alias = _lookup(given_symbol, alias_target)
+    by_alias, how_alias, several = _other_names(genes.names, given_symbol, table)
     by_entrez = _lookup(numbers.astype(object), _unique(table.approved, "entrez_id", "symbol"))
 
     # A name that stands beside its supposed meaning, or beside another name of it, means something else here.
     present = np.concatenate([by_ensembl[by_ensembl != ""], approved[(by_ensembl == "") & (approved != "")]])
-    is_alias = _lookup(given_symbol, alias_status) == "alias"
+    is_alias = np.isin(how_alias.astype(str), ["alias", "date", "separator"])
     open_alias = (by_ensembl == "") & (approved == "") & is_alias
     crowded = np.isin(by_alias.astype(str), present.astype(str))
     targets, counts = np.unique(by_alias[open_alias].astype(str), return_counts=True)
@@ -88,7 +99,7 @@ def resolve_genes(genes: Genes, table: GeneTable, *, entrez: np.ndarray | None =
     ways: list[tuple[np.ndarray, str | np.ndarray]] = [
         (by_ensembl, np.where(by_ensembl == given_symbol, "approved", "ensembl").astype(object)),
         (approved, "approved"),
-        (by_alias, _lookup(given_symbol, alias_status)),
+        (by_alias, how_alias),
         (by_entrez, "entrez"),
     ]
     for found, how in ways:
@@ -96,7 +107,7 @@ def resolve_genes(genes: Genes, table: GeneTable, *, entrez: np.ndarray | None =
         symbol[hit] = found[hit]
         status[hit] = how[hit] if isinstance(how, np.ndarray) else how
         todo &= ~hit
-    maybe = np.where(todo, np.where(refused != "", refused, _lookup(given_symbol, candidates)), "")
+    maybe = np.where(todo, np.where(refused != "", refused, several), "")
     status[maybe != ""] = "ambiguous"
     foreign = ~np.isin(species_of(genes.names), ["human", "unknown"]) & (status == "unknown")
     foreign &= np.isin(species_of(genes.names), ["mouse", "rat", "mouse or rat", "fruit fly", "roundworm"])
@@ -114,16 +125,41 @@ def resolve_genes(genes: Genes, table: GeneTable, *, entrez: np.ndarray | None =
     )
 
 
+def _other_names(names: np.ndarray, symbols: np.ndarray, table: GeneTable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What each name leads to if it is no approved symbol, by which way, and the candidates where it is several."""
+    target, status, candidates = _aliases(table.aliases)
+    found, how, several = (_lookup(symbols, series) for series in (target, status, candidates))
+    bare = np.where(symbols == "", dated(names), "").astype(object)
+    by_date = _lookup(bare, _DATED)
+    dashed = pd.Series(symbols, dtype=object).str.replace(r"[._ ]", "-", regex=True).to_numpy(dtype=object)
+    approved = np.isin(dashed.astype(str), table.approved["symbol"].to_numpy(str)) & (dashed != symbols)
+    for more, way in ((by_date, "date"), (np.where(approved, dashed, ""), "separator")):
+        hit = (found == "") & (several == "") & (more != "")
+        unclear = hit & np.char.count(more.astype(str), "|").astype(bool)
+        several[unclear] = more[unclear]
+        hit &= ~unclear
+        found[hit], how[hit] = more[hit], way
+    return found, how, several
+
+
 def duplicates(resolution: Resolution, names: np.ndarray) -> np.ndarray:
     """Return for every gene the number of the output column: genes with one symbol (or one Ensembl id) share it.
 
-    Columns are numbered by first appearance. Genes of another species and genes without identifiers stay alone.
+    Columns are numbered by first appearance. Genes of another species and genes without identifiers stay alone, and so
+    do features that are no genes, dates, and genes with Ensembl ids of their own under a symbol that the table does not
+    know (``Y_RNA``, which hundreds of genes bear).
     """
+    names = np.asarray(names).astype(str)
     key = np.where(resolution.symbol != "", np.char.add("s:", resolution.symbol.astype(str)), "")
-    bare = (key == "") & (resolution.ensembl != "")
+    own = (resolution.ensembl != "") & (resolution.status == "unknown")
+    ids = pd.Series(resolution.ensembl, dtype=object).where(own, None)
+    several = ids.groupby(key).transform("nunique") > 1
+    bare = ((key == "") | (several.to_numpy(bool) & own)) & (resolution.ensembl != "")
     key = np.where(bare, np.char.add("e:", resolution.ensembl.astype(str)), key)
     alone = (key == "") | np.isin(resolution.status, ["other species", "ambiguous"])
-    key = np.where(alone, np.char.add("n:", np.asarray(names).astype(str)), key)
+    key = np.where(alone, np.char.add("n:", names), key)
+    single = (resolution.status == "no gene") | (dated(names) != "") & (resolution.status != "ensembl")
+    key = np.where(single, np.char.add(np.arange(len(names)).astype(str), ":"), key)
     return pd.factorize(key)[0]
 
 
@@ -137,6 +173,10 @@ def sum_columns(X: Any, target: np.ndarray) -> Any:
     target
         ``(n_genes,)`` numbers of the output columns.
 
+    Returns
+    -------
+    The sums, exact: in the type of ``X`` where it holds them, else in a wider one.
+
     Examples
     --------
     >>> import numpy as np
@@ -145,12 +185,22 @@ def sum_columns(X: Any, target: np.ndarray) -> Any:
     [[4, 2]]
     """
     shape = (len(target), int(target.max()) + 1 if len(target) else 0)
-    collect = sparse.csr_matrix((np.ones(len(target), dtype=X.dtype), (np.arange(len(target)), target)), shape=shape)
+    wide = {"b": np.int64, "i": np.int64, "u": np.uint64}.get(X.dtype.kind, X.dtype if X.dtype != np.float16 else "f4")
+    collect = sparse.csr_matrix((np.ones(len(target), dtype=wide), (np.arange(len(target)), target)), shape=shape)
     if not sparse.issparse(X):
-        return np.asarray(X @ collect)
-    result = (X.tocsr() @ collect).asformat(X.format)
+        given = np.asarray(np.ma.filled(X.astype(np.float64), np.nan) if np.ma.is_masked(X) else X)
+        return _narrowed(np.asarray(given.astype(wide, copy=False) @ collect), X.dtype)
+    result = (X.tocsr().astype(wide) @ collect).asformat(X.format)
+    result.data = _narrowed(result.data, X.dtype)
     result.sort_indices()
     return result
+
+
+def _narrowed(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Values in a narrower type where it holds all of them."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        narrow = values.astype(dtype)
+    return narrow if np.array_equal(narrow.astype(values.dtype), values, equal_nan=dtype.kind == "f") else values
 
 
 @dataclass(frozen=True)
@@ -210,7 +260,7 @@ def coverage(names: np.ndarray, vocabulary: Mapping[str, int] | set[str], totals
 
 def _lookup(keys: np.ndarray, values: pd.Series) -> np.ndarray:
     """Look texts up in a series with a unique index; ``""`` where absent."""
-    out = pd.Series(keys, dtype=object).map(values).fillna("").to_numpy(dtype=object)
+    out = pd.Series(keys, dtype=object).map(values).fillna("").to_numpy(dtype=object, copy=True)
     out[keys == ""] = ""
     return out
 

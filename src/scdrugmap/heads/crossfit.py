@@ -82,7 +82,12 @@ def grouped_folds(
 
 
 def held_out_margins(
-    head: Any, X: np.ndarray, y: np.ndarray, folds: list[tuple[np.ndarray, np.ndarray]], groups: np.ndarray | None
+    head: Any,
+    X: np.ndarray,
+    y: np.ndarray,
+    folds: list[tuple[np.ndarray, np.ndarray]],
+    groups: np.ndarray | None,
+    weight: np.ndarray | None = None,
 ) -> np.ndarray:
     """Train ``head`` once per fold and score the held-out cells.
 
@@ -96,12 +101,15 @@ def held_out_margins(
         Of :func:`grouped_folds`.
     groups
         Group of each cell, for inner validation splits.
+    weight
+        Weight of each cell in training.
 
     Returns
     -------
     Array (cells,) of log-odds.
     """
-    fitted = fit_folds(head, X, y, [train for train, _ in folds], groups)
+    weights = None if weight is None else [weight] * len(folds)
+    fitted = fit_folds(head, X, y, [train for train, _ in folds], groups, weights)
     out = np.empty(len(y))
     for model, (_, test) in zip(fitted, folds, strict=True):
         out[test] = margins(model, X[test])

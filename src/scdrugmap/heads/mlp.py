@@ -37,12 +37,15 @@ class MLPHead(ClassifierMixin, BaseEstimator):
     batch_size
         Cells per step.
     standardize
-        Scale every feature to zero mean and unit variance, measured on the training cells of ``fit`` alone.
+        Scale every feature to zero mean and unit variance, measured on the training cells of ``fit`` alone; or
+        (``"overall"``) to zero mean, and all by one number to a mean variance of one, so that what varies little in the
+        embedding still weighs little.
     class_weight
         ``"balanced"``, a mapping from label to weight, or ``None``.
     early_stopping
         Hold out ``validation_fraction`` of the training cells, whole groups where ``groups`` are given, stop
-        after ``patience`` epochs without a lower validation loss, and keep the best parameters.
+        after ``patience`` epochs without a lower validation loss, and keep the best parameters. ``"settled"``: train on
+        all cells until ``patience`` epochs have hardly lowered the training loss.
     validation_fraction
         Share of the training cells (of the groups) that is held out for early stopping.
     patience
@@ -71,7 +74,9 @@ class MLPHead(ClassifierMixin, BaseEstimator):
     Notes
     -----
     Arithmetic is float32, or float64 where ``X`` is float64 (sooner exact than fast). The loss of a batch is its weighted mean, and cells of
-    weight zero are left out before anything is drawn, so they have no influence whatever.
+    weight zero are left out before anything is drawn, so they have no influence whatever. Ten epochs are few: how far
+    they get depends on the scale of the features, and a warning says where the loss was still falling at the end.
+    ``make_head("mlp")`` standardises and trains to convergence.
 
     Examples
     --------
@@ -91,9 +96,9 @@ class MLPHead(ClassifierMixin, BaseEstimator):
         lr: float = 1e-4,
         weight_decay: float = 0.01,
         batch_size: int = 128,
-        standardize: bool = False,
+        standardize: bool | Literal["overall"] = False,
         class_weight: ClassWeight = None,
-        early_stopping: bool = False,
+        early_stopping: bool | Literal["settled"] = False,
         validation_fraction: float = 0.1,
         patience: int = 3,
         random_state: int | np.random.RandomState | np.random.Generator | None = None,

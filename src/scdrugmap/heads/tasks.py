@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from sklearn.utils.class_weight import compute_sample_weight
 
 from scdrugmap._device import pick_device
-from scdrugmap._errors import InputError
+from scdrugmap._errors import InputError, ScDrugMapWarning
 from scdrugmap.heads.training import HeadResult, HeadTask, TrainOptions, train_heads
 
 
@@ -62,9 +63,24 @@ def fit_arrays(
         tasks.append(_task(X, y, at, options, _generator(random_state), weight, groups))
     targets = (y == classes[0][1]).astype(X.dtype)
     results = train_heads(X, targets, tasks, options, pick_device(options.device))
+    _warn_unconverged(results, options)
     for result, task in zip(results, tasks, strict=True):
         result.mean, result.scale = task.mean, task.scale
     return results
+
+
+def _warn_unconverged(results: Sequence[HeadResult], options: TrainOptions) -> None:
+    """Say so where training ended while the loss was still falling: such scores depend on the scale of the features."""
+    late = [r for r in results if not r.converged]
+    if late:
+        curve = late[0].loss_curve
+        warnings.warn(
+            f"{len(late)} of {len(results)} heads had not converged after {options.epochs} epochs (loss {curve[-1]:.3f}, "
+            f"{curve[-2] - curve[-1]:.3f} less than an epoch before): what they score depends on the scale of the "
+            "embedding. Use head='mlp' or 'logistic', or more epochs with standardize=True.",
+            ScDrugMapWarning,
+            stacklevel=4,
+        )
 
 
 def _task(
@@ -78,13 +94,14 @@ def _task(
 ) -> HeadTask:
     """Rows, weights and scaling of one head; everything is measured on the rows that it trains on."""
     held = None
-    if options.early_stopping:
+    if options.early_stopping is True:
         at, held = inner_split(y, groups, at, options.validation_fraction, rng)
     task = HeadTask(at, _weights(y, at, options.class_weight, weight), rng)
     if held is not None:
         task.val_rows, task.val_weights = held, _weights(y, held, options.class_weight, weight)
     if options.standardize:
-        task.mean, task.scale = _mean_and_scale(X, at, None if weight is None else weight[at])
+        own = None if weight is None else weight[at]
+        task.mean, task.scale = _mean_and_scale(X, at, own, overall=options.standardize == "overall")
     return task
 
 
@@ -166,8 +183,13 @@ def _weights(y: np.ndarray, at: np.ndarray, class_weight: Any, weight: np.ndarra
     return own * compute_sample_weight(class_weight, y[at])
 
 
-def _mean_and_scale(X: np.ndarray, at: np.ndarray, weight: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of the features of some rows; a constant feature gets the scale one."""
+def _mean_and_scale(
+    X: np.ndarray, at: np.ndarray, weight: np.ndarray | None, *, overall: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of the features of some rows; a constant feature gets the scale one.
+
+    With ``overall`` all features get one scale, the root of their mean variance.
+    """
     weight = np.ones(len(at)) if weight is None else weight
     total, mean, square = weight.sum(), np.zeros(X.shape[1]), np.zeros(X.shape[1])  # (features,)
     for start in range(0, len(at), 4096):
@@ -176,7 +198,7 @@ def _mean_and_scale(X: np.ndarray, at: np.ndarray, weight: np.ndarray | None) ->
     for start in range(0, len(at), 4096):
         part, w = X[at[start : start + 4096]].astype(np.float64), weight[start : start + 4096]
         square += w @ (part - mean) ** 2 / total
-    scale = np.sqrt(square)
+    scale = np.full(X.shape[1], np.sqrt(square.mean())) if overall else np.sqrt(square)
     return mean.astype(X.dtype), np.where(scale > 1e-12, scale, 1).astype(X.dtype)
 
 
@@ -198,6 +220,8 @@ def _check_options(options: TrainOptions) -> None:
         "validation_fraction": (0 < options.validation_fraction < 1, "between 0 and 1"),
         "precision": (options.precision in ("float32", "bfloat16"), "'float32' or 'bfloat16'"),
         "patience": (options.patience >= 1, "1 or more"),
+        "early_stopping": (options.early_stopping in (True, False, "settled"), "True, False or 'settled'"),
+        "standardize": (options.standardize in (True, False, "overall"), "True, False or 'overall'"),
     }
     for name, (fine, expected) in checks.items():
         if not fine:

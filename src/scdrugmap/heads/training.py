@@ -19,6 +19,10 @@ from torch.optim.adamw import adamw
 
 from scdrugmap._threads import threads_for
 
+#: The training loss has settled when an epoch lowers it by no more than this on average (in nats).
+SETTLED = 1e-3
+#: A head that was cut off while an epoch still lowered its mean loss by more than this has not converged.
+FALLING = 5e-3
 #: Parameters, gradients and moments that train side by side on a processor; the rest waits its turn.
 CPU_BLOCK_BYTES = 4 * 2**30
 
@@ -32,9 +36,9 @@ class TrainOptions:
     lr: float
     weight_decay: float
     batch_size: int
-    standardize: bool
+    standardize: Any
     class_weight: Any
-    early_stopping: bool
+    early_stopping: Any
     validation_fraction: float
     patience: int
     device: str | None
@@ -65,6 +69,7 @@ class HeadResult:
     best_epoch: int = 0
     mean: np.ndarray | None = None
     scale: np.ndarray | None = None
+    converged: bool = True
 
 
 def layer_shapes(n_features: int, hidden: Sequence[int]) -> list[tuple[int, int]]:
@@ -145,6 +150,9 @@ class _Stack:
                 break
         for h, i in enumerate(self.index):
             self._finish(i, self.best[h][1] if self.tasks[h].val_rows is not None else self.flat[h])
+            curve = self.results[i].loss_curve
+            # With a single epoch nobody expects convergence, and nothing tells whether the loss still falls.
+            self.results[i].converged = len(curve) < 2 or curve[-2] - curve[-1] <= FALLING
         return self.results
 
     def _epoch(self) -> None:
@@ -252,7 +260,10 @@ class _Stack:
         keep = []
         for h, (i, task) in enumerate(zip(self.index, self.tasks, strict=True)):
             if task.val_rows is None or task.val_weights is None:
-                keep.append(h)
+                if self.options.early_stopping == "settled" and self._settled(i):
+                    self._finish(i, self.flat[h])
+                else:
+                    keep.append(h)
                 continue
             loss = self._loss(h, task.val_rows, task.val_weights)
             result = self.results[i]
@@ -266,6 +277,11 @@ class _Stack:
                 keep.append(h)
         if len(keep) < len(self.index):
             self._drop_all_but(keep)
+
+    def _settled(self, i: int) -> bool:
+        """Whether the training loss of head ``i`` has not fallen for some epochs."""
+        curve, wait = self.results[i].loss_curve, self.options.patience
+        return len(curve) > wait and min(curve[:-wait]) - min(curve[-wait:]) <= SETTLED * wait
 
     def _loss(self, h: int, rows: np.ndarray, weights: np.ndarray) -> float:
         """Weighted mean cross-entropy of one head on some rows."""

@@ -154,7 +154,8 @@ def fit_lora(
     checked = check_gradients(network, data.batch(longest, place), engine.seed)
     standard = (torch.zeros(model.dim), torch.ones(model.dim))
     if head.standardize:
-        standard = _standard(network, data, options.batch_size, place)
+        mean, scale = _standard(network, data, options.batch_size, place)
+        standard = (mean, scale.square().mean().sqrt().expand_as(scale) if head.standardize == "overall" else scale)
     module = Adapted(network, [model.dim, *head.hidden, 1], standard, engine.seed).to(place)
     trainer = Trainer(module, data, options, engine, identity)
     state = trainer.run()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scdrugmap._errors import InputError, InputTypeError, UnknownNameError
+from scdrugmap._errors import InputError, InputTypeError, ScDrugMapWarning, UnknownNameError
 from scdrugmap.models.card import ModelCard, model_key
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _BUILT_IN = {
     "hvg": "scdrugmap.models.hvg:HVG",
     "pca": "scdrugmap.models.pca:PCA",
     "scvi": "scdrugmap.models.scvi:SCVI",
+    "pathways": "scdrugmap.models.pathways:Pathways",
 }
 _REGISTERED: dict[str, type[Model]] = {}
 
@@ -76,9 +78,45 @@ def _plugins() -> dict[str, Any]:
     return {model_key(point.name): point for point in entry_points(group=ENTRY_POINTS)}
 
 
+def _plugin(key: str) -> type[Model]:
+    """Load the model of another package.
+
+    Raises
+    ------
+    InputError
+        It cannot be imported, or is no model.
+    """
+    point = _plugins()[key]
+    try:
+        cls = point.load()
+        reason = "" if isinstance(getattr(cls, "card", None), ModelCard) else "it has no ModelCard as .card"
+    except Exception as error:  # noqa: BLE001  other people's code may raise anything
+        reason = f"{type(error).__name__}: {error}"
+    if reason:
+        package = point.dist.name if getattr(point, "dist", None) is not None else "another package"
+        raise InputError(
+            "model",
+            f"the plug-in {point.name!r} ({point.value}) of {package}, which cannot be used ({reason})",
+            "a plug-in that can be imported",
+            f"update or uninstall {package}.",
+        )
+    return cls
+
+
+@cache
+def _works(key: str) -> bool:
+    """Whether the plug-in can be used; one that cannot is named once, and does not stand in the way of others."""
+    try:
+        _plugin(key)
+    except InputError as error:
+        warnings.warn(str(error), ScDrugMapWarning, stacklevel=4)
+        return False
+    return True
+
+
 def keys() -> list[str]:
-    """Keys of all known models."""
-    return [*_BUILT_IN, *(k for k in _plugins() if k not in _BUILT_IN), *_REGISTERED]
+    """Keys of all known models that can be used."""
+    return [*_BUILT_IN, *(k for k in _plugins() if k not in _BUILT_IN and _works(k)), *_REGISTERED]
 
 
 def get(name: str | Model | type[Model]) -> type[Model]:
@@ -88,6 +126,8 @@ def get(name: str | Model | type[Model]) -> type[Model]:
     ------
     UnknownNameError
         With the nearest names.
+    InputError
+        The plug-in of this name cannot be used.
     """
     if not isinstance(name, str):
         cls = name if isinstance(name, type) else type(name)
@@ -101,7 +141,7 @@ def get(name: str | Model | type[Model]) -> type[Model]:
         module, _, attribute = _BUILT_IN[key].partition(":")
         return getattr(importlib.import_module(module), attribute)
     if key in _plugins():
-        return _plugins()[key].load()
+        return _plugin(key)
     for known in keys():
         if key in {model_key(alias) for alias in get(known).card.aliases}:
             return get(known)
@@ -199,7 +239,8 @@ def resolve_checkpoint(card: ModelCard, checkpoint: str | Path | None) -> Path:
                 "checkpoint",
                 text,
                 f"an existing folder or file in the official layout of {card.name}, or one of its variants ({known})",
-                f"check the path; sd.models.fetch({card.name!r}) fetches the default.",
+                f"check the path; sd.models.fetch({card.name!r}) fetches the default. A saved predictor whose checkpoint was "
+                "moved: sd.load_predictor(folder, checkpoint=<where it is>), or scdrugmap predict --checkpoint.",
             )
         variant = variants[model_key(text)]
     else:

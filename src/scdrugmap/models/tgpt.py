@@ -17,7 +17,15 @@ from scdrugmap._errors import CheckpointError, InputError
 from scdrugmap.genes.identifiers import Genes
 from scdrugmap.models.base import Batch, ModelOptions, NetworkModel
 from scdrugmap.models.card import ModelCard
-from scdrugmap.models.kit.checkpoint import digests, load_json, load_strict, load_tensors, require_file, split_qkv
+from scdrugmap.models.kit.checkpoint import (
+    check_words,
+    digests,
+    load_json,
+    load_strict,
+    load_tensors,
+    require_file,
+    split_qkv,
+)
 from scdrugmap.models.kit.counts import Alignment, Counts
 from scdrugmap.models.kit.ranking import add_special_tokens, rank_rows
 from scdrugmap.models.kit.tokens import Tokens
@@ -188,13 +196,7 @@ class TGPT(NetworkModel):
         weights_file = require_file(path, weights, name)
         config = _checked(load_json(settings_file))
         words = _words(load_json(words_file))
-        if max(words.values()) >= config["vocab_size"]:
-            raise CheckpointError(
-                "checkpoint",
-                f"{max(words.values()) + 1} words in tokenizer.json and vocab_size {config['vocab_size']} in config.json",
-                "an embedding for every word",
-                "use the tokenizer.json that came with these weights.",
-            )
+        check_words(words, config["vocab_size"], words_file.name)
         model = cls(config, words, **options)
         load_strict(model.network, _renamed(load_tensors(weights_file)), ignore=_IGNORED, source=weights_file.name)
         model.network.eval()
@@ -306,7 +308,9 @@ def _checked(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _words(tokenizer: Mapping[str, Any]) -> dict[str, int]:
     """Word to id of a word-level tokenizer file."""
-    words = tokenizer.get("model", {}).get("vocab", {})
+    model = tokenizer.get("model")
+    words = model.get("vocab") if isinstance(model, dict) else None
+    words = words if isinstance(words, dict) else {}
     lacking = [w for w in ("<pad>", "</b>", "</s>", "<unk>") if w not in words]
     if lacking:
         raise CheckpointError(

@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_results": [
             "benchmark",
             "calibration",
+            "circular",
             "critical_difference",
             "heatmap",
             "precision_recall",
@@ -22,5 +23,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
             "roc",
             "violin",
         ],
+        "_tables": ["few_shot_curve", "gene_coverage", "leakage"],
+        "_trust": ["prediction_sets", "sample_calls"],
     },
 )

@@ -80,8 +80,10 @@ def catalogue(
         _data_sets(left, sets, column)
         _cells(right, cell_counts(table, column).reindex(sets.index))
     handles: list[Any] = [*axes[0, 0].get_legend_handles_labels()[0], *axes[0, 1].get_legend_handles_labels()[0]]
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
-    figure.suptitle("beside the bars: F1 of calling every cell sensitive; +n: data sets without counts", fontsize=9)
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize="small", frameon=False)
+    figure.suptitle(
+        "beside the bars: F1 of calling every cell sensitive; +n: data sets without counts", fontsize="medium"
+    )
     return _axes.finish(list(axes.ravel()), show=show, save=save)
 
 
@@ -116,10 +118,10 @@ def _data_sets(ax: Axes, sets: pd.DataFrame, column: str) -> None:
         ax.barh(sets.index, sets[collection], left=left, color=colour, height=0.75, label=f"{collection} collection")
         left += sets[collection].to_numpy()
     for i, n in enumerate(left):
-        ax.annotate(f"{int(n)}", (n, i), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7)
-    ax.set_xlabel("data sets", fontsize=8)
-    ax.set_title(column.replace("_", " "), fontsize=9, loc="left")
-    ax.tick_params(labelsize=8)
+        ax.annotate(f"{int(n)}", (n, i), xytext=(3, 0), textcoords="offset points", va="center", fontsize="x-small")
+    ax.set_xlabel("data sets", fontsize="small")
+    ax.set_title(column.replace("_", " "), fontsize="medium", loc="left")
+    ax.tick_params(labelsize="small")
     ax.margins(x=0.1)
     _axes.clean(ax)
 
@@ -137,9 +139,11 @@ def _cells(ax: Axes, counts: pd.DataFrame) -> None:
     for i, row in enumerate(counts.itertuples()):
         p = row.sensitive / max(row.sensitive + row.resistant, 1)
         parts = [f"{2 * p / (1 + p):.2f}"] * int(left[i] > 0) + [f"+{row.without}"] * int(row.without > 0)
-        ax.annotate("  ".join(parts), (left[i], i), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7)
-    ax.set_xlabel("cells", fontsize=8)
+        ax.annotate(
+            "  ".join(parts), (left[i], i), xytext=(3, 0), textcoords="offset points", va="center", fontsize="x-small"
+        )
+    ax.set_xlabel("cells", fontsize="small")
     ax.xaxis.set_major_formatter(lambda v, _: f"{v / 1000:,.0f}k" if v else "0")
-    ax.tick_params(labelsize=8)
+    ax.tick_params(labelsize="small")
     ax.margins(x=0.16)
     _axes.clean(ax)

@@ -90,14 +90,16 @@ def profile(
     panels: list[Any] = list(axes[0])
     for ax, column, word in zip(panels, columns, words, strict=True):
         _words(ax, table[column]) if word else _numbers(ax, table[column])
-        ax.set_title(HEADINGS.get(column, column.replace("_", " ")), fontsize=9, loc="left" if word else "center")
-    panels[0].set_yticks(range(len(table)), table.index.astype(str), fontsize=8)
+        ax.set_title(
+            HEADINGS.get(column, column.replace("_", " ")), fontsize="medium", loc="left" if word else "center"
+        )
+    panels[0].set_yticks(range(len(table)), table.index.astype(str), fontsize="small")
     panels[0].set_ylim(len(table) - 0.4, -0.6)
     if "device" in table:
         devices = ", ".join(map(str, pd.unique(table["device"])))
         panels[-1].annotate(
             f"measured on {devices}", (1, 0), xycoords="axes fraction", xytext=(0, -24), textcoords="offset points",
-            ha="right", va="top", fontsize=7, color="#444444",
+            ha="right", va="top", fontsize="x-small", color="#444444",
         )  # fmt: skip
     return _axes.finish(panels, show=show, save=save)
 
@@ -108,7 +110,7 @@ def _width(column: pd.Series) -> float:
 
 def _words(ax: Axes, column: pd.Series) -> None:
     for i, value in enumerate(column):
-        ax.annotate("" if pd.isna(value) else str(value), (0, i), va="center", fontsize=7.5)
+        ax.annotate("" if pd.isna(value) else str(value), (0, i), va="center", fontsize="x-small")
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     ax.set_xticks([])
@@ -131,7 +133,7 @@ def _numbers(ax: Axes, column: pd.Series) -> None:
         ax.annotate(
             text,
             (value if value > 0 else low / 2.5, j),
-            fontsize=7,
+            fontsize="x-small",
             xytext=(5, 0),
             textcoords="offset points",
             va="center",
@@ -143,7 +145,7 @@ def _numbers(ax: Axes, column: pd.Series) -> None:
     )
     if base and base[0] > 0:
         ax.axvline(base[0], color=_axes.FLOOR, ls="--", lw=1, zorder=0)
-    ax.tick_params(axis="x", labelsize=7)
+    ax.tick_params(axis="x", labelsize="x-small")
     ax.xaxis.set_minor_locator(_no_ticks())
     _axes.clean(ax)
 

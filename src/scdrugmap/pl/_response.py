@@ -29,6 +29,8 @@ def response(
     color: str | list[str] | None = None,
     mod: str = "rna",
     size: float | None = None,
+    n_columns: int = 3,
+    ax: Axes | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:
@@ -46,6 +48,10 @@ def response(
         Modality of a MuData.
     size
         Of a point; by default by the number of cells.
+    n_columns
+        Panels in one row.
+    ax
+        Axes to draw into, for one column of ``obs``.
     show
         Show the figure.
     save
@@ -92,13 +98,24 @@ def response(
     if not columns:
         raise MissingKeyError("color", None, "columns of obs", "pass color=['response'] or another column.")
     points = np.asarray(cells.obsm[key])[:, :2]
-    _, axes = plt.subplots(1, len(columns), figsize=(4.6 * len(columns), 3.4), layout="constrained", squeeze=False)
-    panels: list[Any] = list(axes[0])
+    if ax is not None and len(columns) != 1:
+        raise InputError("ax", f"axes for {len(columns)} columns", "one column", "pass color='response'.")
+    if n_columns < 1:
+        raise InputError("n_columns", n_columns, "1 or more", "leave it out.")
+    panels: list[Any] = [_axes.new_axes(ax, (0, 0))] if ax is not None else []
+    if ax is None:
+        wide = min(len(columns), n_columns)
+        high = -(-len(columns) // wide)
+        _, grid = plt.subplots(high, wide, figsize=(4.4 * wide, 3.4 * high), layout="constrained", squeeze=False)
+        panels = list(grid.ravel())
+        for spare in panels[len(columns) :]:
+            spare.remove()
+        panels = panels[: len(columns)]
     area = size or float(np.clip(40_000 / len(points), 1, 24))
-    for ax, name, values in zip(panels, names, columns, strict=True):
-        _draw(ax, points, values, area, is_score=name.endswith(KEYS.score))
+    for panel, name, values in zip(panels, names, columns, strict=True):
+        _draw(panel, points, values, area, is_score=name.endswith(KEYS.score))
         axis = key.removeprefix("X_")
-        ax.set(title=name.replace("_", " "), xticks=[], yticks=[], xlabel=f"{axis} 1", ylabel=f"{axis} 2")
+        panel.set(title=name.replace("_", " "), xticks=[], yticks=[], xlabel=f"{axis} 1", ylabel=f"{axis} 2")
     return _axes.finish(panels, show=show, save=save)
 
 
@@ -121,7 +138,7 @@ def _draw(ax: Any, points: np.ndarray, values: pd.Series, area: float, *, is_sco
         ax.figure.colorbar(shown, ax=ax, label="P(sensitive)" if is_score else None)
         return
     text = values.astype(str).to_numpy()
-    names = sorted(set(text[order]))
+    names = sorted(set(text[order]), key=_axes.natural)
     if len(names) > len(_axes.PALETTE) * len(MARKERS):
         warnings.warn(f"{len(names)} classes in {values.name!r}: some look alike", ScDrugMapWarning, stacklevel=3)
     turns = [divmod(i, len(_axes.PALETTE)) for i in range(len(names))]
@@ -135,7 +152,7 @@ def _draw(ax: Any, points: np.ndarray, values: pd.Series, area: float, *, is_sco
     if missing.any():
         ax.scatter([], [], color="#d9d9d9", label="unknown", s=22)
     ax.legend(
-        fontsize=7,
+        fontsize="x-small",
         frameon=False,
         loc="upper left",
         bbox_to_anchor=(1, 1),

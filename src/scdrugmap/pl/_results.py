@@ -2,6 +2,7 @@
 
 from scdrugmap.figures.benchmark import benchmark
 from scdrugmap.figures.calibration import calibration
+from scdrugmap.figures.circular import circular
 from scdrugmap.figures.critical_difference import critical_difference
 from scdrugmap.figures.curves import precision_recall, roc
 from scdrugmap.figures.heatmap import heatmap
@@ -11,6 +12,7 @@ from scdrugmap.figures.violin import violin
 __all__ = [
     "benchmark",
     "calibration",
+    "circular",
     "critical_difference",
     "heatmap",
     "precision_recall",

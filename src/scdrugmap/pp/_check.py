@@ -11,10 +11,11 @@ import pandas as pd
 
 from scdrugmap import _anndata
 from scdrugmap._errors import InputError
-from scdrugmap._keys import CLASSES, KEYS
+from scdrugmap._keys import KEYS
 from scdrugmap.embedding.source import CountSource
 from scdrugmap.evaluation.splits.duplicates import MIN_GENES, content_hash
-from scdrugmap.genes.identifiers import recognise
+from scdrugmap.genes.identifiers import dated, recognise
+from scdrugmap.pp._check_labels import check_labels
 from scdrugmap.pp._report import CheckReport, Finding, Level, sort_findings
 
 if TYPE_CHECKING:
@@ -82,15 +83,16 @@ def check(
     facts: dict[str, Any] = {}
     labels = pd.DataFrame()
     slot = "X" if layer is None else f"layers[{layer!r}]"
-    counts = _anndata.counts(data, layer)
+    counts = _anndata.counts(data, layer, quiet=True)
     if data.n_obs == 0 or data.n_vars == 0:
         findings.append(Finding("error", slot, "no cells" if data.n_obs == 0 else "no genes", "check the filters."))
     else:
         survey = _survey(counts, chunk_size)
         _check_counts(data, survey, slot, findings, facts)
         _check_cells(data, survey, slot, sample_key, study_key, findings, facts)
+        _check_features(data, findings, facts)
         _check_genes(data, survey, findings, facts)
-        labels = _check_labels(data, label_key, sample_key, study_key, findings, facts)
+        labels = check_labels(data, label_key, sample_key, study_key, findings, facts)
         if models is not None:
             _check_models(data, models, layer, findings)
     return CheckReport(data.n_obs, data.n_vars, sort_findings(findings), facts, labels)
@@ -150,7 +152,7 @@ def _check_counts(data: AnnData, s: _Survey, slot: str, findings: list[Finding],
         )
     if s.n_negative:
         findings.append(
-            Finding("error", slot, f"{s.n_negative:,} negative values (scaled data?)", _where_counts_are(data, slot))
+            Finding("error", slot, f"{s.n_negative:,} negative values (scaled data?)", where_counts_are(data, slot))
         )
     elif s.n_fractional:
         share = s.n_fractional / s.n_stored
@@ -160,7 +162,7 @@ def _check_counts(data: AnnData, s: _Survey, slot: str, findings: list[Finding],
                 "error",
                 slot,
                 f"{share:.0%} of the stored values are not whole numbers{guess}; models need raw counts",
-                _where_counts_are(data, slot),
+                where_counts_are(data, slot),
             )
         )
     if facts["raw_counts"]:
@@ -171,7 +173,7 @@ def _check_counts(data: AnnData, s: _Survey, slot: str, findings: list[Finding],
         findings.append(Finding("info", slot, message))
 
 
-def _where_counts_are(data: AnnData, slot: str) -> str:
+def where_counts_are(data: AnnData, slot: str) -> str:
     """Look for whole numbers in the first cells of the other matrices."""
     first = slice(0, min(200, data.n_obs))
 
@@ -184,8 +186,10 @@ def _where_counts_are(data: AnnData, slot: str) -> str:
             return f"pass layer={name!r}, which holds whole numbers."
     if slot != "X" and data.X is not None and whole(data.X):
         return "pass layer=None: X holds whole numbers."
-    if data.raw is not None and whole(data.raw.X):
-        return "use adata.raw.to_adata(), which holds whole numbers."
+    if slot != "layers['raw']" and data.raw is not None and whole(data.raw.X):
+        if set(data.var_names) < set(data.raw.var_names):
+            return f"use adata.raw.to_adata(), which holds whole numbers for all {data.raw.n_vars:,} genes."
+        return 'pass layer="raw": adata.raw holds whole numbers (or use adata.raw.to_adata()).'
     return "go back to the raw counts and put them into X or a layer."
 
 
@@ -232,13 +236,41 @@ def _check_cells(
         )
 
 
+def _check_features(data: AnnData, findings: list[Finding], facts: dict[str, Any]) -> None:
+    """Columns that are no genes, names that a spreadsheet changed, and a choice of genes that stands for all."""
+    kinds = _anndata.features(data)
+    facts["n_no_genes"] = int((kinds != "").sum())
+    if facts["n_no_genes"]:
+        listing = _anndata.tally(kinds, data.var_names)
+        if facts["n_no_genes"] == data.n_vars:
+            message, fix = f"no gene among the columns: {listing}", "pass the modality or file with gene expression."
+            findings.append(Finding("error", "var", message, fix))
+        else:
+            message = f"{facts['n_no_genes']:,} columns are no genes and are left out by all tools: {listing}"
+            names = "adata = adata[:, adata.var['feature_types'] == 'Gene Expression'].copy()"
+            fix = f"drop them: {names}." if "feature_types" in data.var else "drop them from adata."
+            findings.append(Finding("warning", "var", message, fix))
+    dates = np.asarray(data.var_names)[dated(data.var_names) != ""]
+    if len(dates):
+        message = f"{len(dates):,} gene names are dates, as a spreadsheet makes them ({', '.join(map(str, dates[:3]))})"
+        findings.append(Finding("warning", "var_names", message, "sd.pp.harmonize_genes(adata), or the original file."))
+    full = 0 if data.raw is None else data.raw.n_vars
+    chosen = "highly_variable" in data.var and bool(data.var["highly_variable"].astype(bool).all())
+    if chosen or full > data.n_vars:
+        message = f"{data.n_vars:,} genes, a choice" + (f" of the {full:,} in adata.raw" if full > data.n_vars else "")
+        fix = "models want all genes: " + (
+            "adata.raw.to_adata()." if full > data.n_vars else "go back to the full matrix."
+        )
+        findings.append(Finding("warning", "var", message, fix))
+
+
 def _check_genes(data: AnnData, s: _Survey, findings: list[Finding], facts: dict[str, Any]) -> None:
     """Identifiers, species, duplicates, genes that no cell has."""
-    found = recognise(data.var_names)
     ids = _anndata.gene_ids(data)
+    found = recognise(ids.names)
     n_symbols, n_ensembl = int((ids.symbols != "").sum()), int((ids.ensembl != "").sum())
     facts |= {"identifiers": found.kind, "species": found.species, "n_symbols": n_symbols, "n_ensembl_ids": n_ensembl}
-    some = ", ".join(map(str, data.var_names[:3]))
+    some = ", ".join(map(str, ids.names[:3]))
     fix = "sd.pp.harmonize_genes(adata)."
     if n_symbols == 0 and n_ensembl == 0:
         level: Level = "error"
@@ -276,94 +308,6 @@ def _check_genes(data: AnnData, s: _Survey, findings: list[Finding], facts: dict
     n_empty = facts["n_empty_genes"] = int((s.gene_cells == 0).sum())
     if n_empty:
         findings.append(Finding("info", "X", f"{n_empty:,} genes without any count"))
-
-
-def _check_labels(
-    data: AnnData, label_key: str, sample_key: str, study_key: str, findings: list[Finding], facts: dict[str, Any]
-) -> pd.DataFrame:
-    """Classes, and how they are spread over studies and samples."""
-    slot = f'obs["{label_key}"]'
-    for key, argument, why in (
-        (sample_key, "sample_key", "cells of one sample cannot be kept together when data is split"),
-        (study_key, "study_key", "all cells count as one study; cross-study evaluation is not possible"),
-    ):
-        if key not in data.obs:
-            findings.append(Finding("info", f'obs["{key}"]', f"missing: {why}", f"add it, or pass {argument}=."))
-    if label_key not in data.obs:
-        findings.append(
-            Finding(
-                "info",
-                slot,
-                "missing: fine for prediction, not for training",
-                "sd.pp.harmonize_response(adata, column).",
-            )
-        )
-        return pd.DataFrame()
-    label = data.obs[label_key].astype(object).where(data.obs[label_key].notna(), "").astype(str)
-    tally = {str(k): int(v) for k, v in label.value_counts().items()}
-    facts["labels"] = tally
-    listing = ", ".join(f"{k or 'missing'}: {v:,}" for k, v in list(tally.items())[:8])
-    foreign = [k for k in tally if k not in (*CLASSES, "")]
-    if foreign:
-        message = f"values other than resistant and sensitive ({listing})"
-        findings.append(Finding("warning", slot, message, f"sd.pp.harmonize_response(adata, {label_key!r})."))
-    else:
-        findings.append(Finding("info", slot, listing))
-    if "" in tally:
-        findings.append(Finding("info", slot, f"{tally['']:,} cells without a label; training leaves them out"))
-    present = [c for c in CLASSES if c in tally]
-    if len(present) == 1:
-        findings.append(
-            Finding("warning", slot, f"only {present[0]} cells: nothing to learn", "add cells of the other label.")
-        )
-    known = label.isin(CLASSES).to_numpy()
-    groups = [key for key in (study_key, sample_key) if key in data.obs]
-    if not groups or not known.any():
-        return pd.DataFrame()
-    frame = pd.DataFrame({key: data.obs[key].astype(str).to_numpy() for key in groups} | {label_key: label.to_numpy()})[
-        known
-    ]
-    table = frame.groupby([*groups, label_key], sort=False).size().unstack(fill_value=0)
-    table = table.reindex(columns=list(CLASSES), fill_value=0)
-    if len(present) == 2:
-        _check_spread(table, study_key, sample_key, findings)
-    return table.reset_index().rename_axis(columns=None)
-
-
-def _check_spread(table: pd.DataFrame, study_key: str, sample_key: str, findings: list[Finding]) -> None:
-    """Labels within samples and studies."""
-    if sample_key in table.index.names:
-        samples = table.groupby(level=sample_key).sum()
-        mixed = (samples > 0).all(axis=1)
-        slot = f'obs["{sample_key}"]'
-        if mixed.any():
-            message = f"{int(mixed.sum())} of {len(samples)} samples hold both labels, so labels are not per sample"
-            findings.append(Finding("info", slot, message))
-        else:
-            findings.append(Finding("info", slot, f"{len(samples)} samples, each with one label: split by sample"))
-        each = (samples > 0).sum()
-        if not mixed.any() and (each < 2).any():
-            few = ", ".join(f"{n} {c}" for c, n in each.items())
-            findings.append(
-                Finding(
-                    "warning",
-                    slot,
-                    f"too few samples ({few}): response cannot be told from the sample",
-                    "add samples; results by random cells recognise the sample.",
-                )
-            )
-    if study_key in table.index.names:
-        studies = table.groupby(level=study_key).sum()
-        single = studies.index[(studies == 0).any(axis=1)].tolist()
-        if single and len(studies) > 1:
-            findings.append(
-                Finding(
-                    "warning",
-                    f'obs["{study_key}"]',
-                    f"studies with one label only: {', '.join(map(str, single[:8]))}",
-                    "there response cannot be told from the study.",
-                )
-            )
 
 
 def _check_models(data: AnnData, models: str | Sequence[str], layer: str | None, findings: list[Finding]) -> None:

@@ -16,13 +16,17 @@ from scipy import sparse
 from scdrugmap import __version__, _anndata
 from scdrugmap._errors import InputError, InputTypeError, ScDrugMapWarning
 from scdrugmap._keys import CLASSES, KEYS
+from scdrugmap._logging import get_logger
 from scdrugmap.embedding.source import CountSource
 from scdrugmap.evaluation.splits.duplicates import MIN_GENES, content_hash
+from scdrugmap.genes.identifiers import Genes, strip_version
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
+#: Share of a study's genes whose loss deserves a warning.
+MANY = 0.2
 #: Columns whose values mean something inside one study only.
 _LOCAL = (KEYS.sample, KEYS.patient, KEYS.batch)
 
@@ -45,7 +49,7 @@ def concat_studies(
         block.
     join
         ``"inner"`` keeps the genes that all studies have, ``"outer"`` all genes, with zeros where a study does not
-        have a gene.
+        have a gene. Ensembl ids are compared without their version.
     path
         Write an h5ad file block by block and return it backed, for studies that do not fit into memory.
     layer
@@ -75,14 +79,16 @@ def concat_studies(
     Raises
     ------
     InputError
-        Names are empty or hold a colon, genes are repeated, no gene is common, or ``path`` cannot be written.
+        Names are empty or hold a colon, genes are repeated, no gene is common, some studies hold counts and others do
+        not, or ``path`` cannot be written.
     InputTypeError
         A study is neither data nor a path.
 
     Warns
     -----
     ScDrugMapWarning
-        Studies share cells, fewer than half of the genes are common, or a study has no samples.
+        Studies share cells, genes of a study are lost or matched without their version, the values are no counts, or
+        a study has no samples.
 
     Examples
     --------
@@ -97,8 +103,10 @@ def concat_studies(
     target = None if path is None else _check_path(path)
     parts = [_open(name, data, layer, mod) for name, data in _check_names(studies).items()]
     try:
+        changed = _match_versions(parts)
         genes, common = _join_genes(parts, join)
         duplicated, pairs = _find_duplicates(parts, common, chunk_size)
+        _check_values(parts)
         obs, var = _obs(parts, duplicated), _var(parts, genes)
         uns = {
             KEYS.concat: {
@@ -122,18 +130,22 @@ def concat_studies(
         for part in parts:
             if part.opened:
                 part.adata.file.close()
-    _warn(parts, common, pairs, join)
+    _warn(parts, common, pairs, join, changed, var[KEYS.ensembl_id])
     return result
 
 
 @dataclass
 class _Part:
-    """One study."""
+    """One study: its counts, the identifiers of its genes and the names by which they are matched."""
 
     name: str
     adata: AnnData
     counts: Any
     opened: bool
+    ids: Genes
+    names: pd.Index
+    slot: str
+    whole: bool = True
 
 
 def _check_names(studies: Any) -> Mapping[str, Any]:
@@ -173,25 +185,69 @@ def _open(name: str, data: Any, layer: str | None, mod: str) -> _Part:
             raise InputError(argument, str(file), "an h5ad file", f"look at the file ({error}).") from error
     adata = _anndata.resolve(data, mod=mod, argument=argument)
     _anndata.refuse_empty(adata, argument, genes=True)
-    if not adata.var_names.is_unique:
+    ids = _anndata.gene_ids(adata)
+    names = pd.Index(ids.names.astype(str).astype(object))
+    if not names.is_unique:
         raise InputError(
             argument,
-            f"{int(adata.var_names.duplicated().sum())} repeated gene names",
+            f"{int(names.duplicated().sum())} repeated gene names",
             "unique gene names",
             "call sd.pp.harmonize_genes on it first, which adds them up.",
         )
-    return _Part(name, adata, _anndata.counts(adata, layer), opened)
+    slot = "X" if layer is None else f"layers[{layer!r}]"
+    return _Part(name, adata, _anndata.counts(adata, layer), opened, ids, names, slot)
+
+
+def _match_versions(parts: list[_Part]) -> int:
+    """Give Ensembl ids that differ between studies in their version alone one name; returns how many did."""
+    bare = [_without_version(part.names) for part in parts]
+    written = pd.DataFrame(
+        {"bare": np.concatenate(bare), "name": np.concatenate([part.names for part in parts])}, dtype=object
+    ).drop_duplicates()
+    several = set(written["bare"][written["bare"].duplicated(keep=False)])
+    changed: set[str] = set()
+    for part, short in zip(parts, bare, strict=True):
+        move = short.isin(list(several)) & ~short.duplicated(keep=False)
+        part.names = pd.Index(np.where(move, short, part.names).astype(object))
+        changed |= set(short[move & (short != part.ids.names.astype(str))])
+    return len(changed)
+
+
+def _without_version(names: pd.Index) -> pd.Index:
+    """Ensembl ids without version; the copy of a gene on Y stays apart from the gene."""
+    copy = names.str.contains("_PAR_Y", regex=False) | names.str.match(r"(?i)ENSGR")
+    short = strip_version(names)
+    return pd.Index(np.where(copy.astype(bool), np.char.add(short, "_PAR_Y"), short).astype(object))
+
+
+def _check_values(parts: list[_Part]) -> None:
+    """Refuse counts beside values that are none: the object would be half of each."""
+    from scdrugmap.pp._check import where_counts_are
+
+    wrong = [part for part in parts if not part.whole]
+    if not wrong:
+        return
+    hints = "; ".join(f"{part.name}: {where_counts_are(part.adata, part.slot)}" for part in wrong[:5])
+    names = ", ".join(part.name for part in wrong)
+    if len(wrong) < len(parts):
+        raise InputError(
+            "studies",
+            f"counts in some, but values that are no counts in {names}",
+            "raw counts in every study",
+            f"put the counts of these into X first. {hints}",
+        )
+    warnings.warn(f"the values of all studies are no counts. {hints}", ScDrugMapWarning, stacklevel=3)
 
 
 def _join_genes(parts: list[_Part], join: str) -> tuple[pd.Index, pd.Index]:
     """The genes of the result, and those that all studies have."""
-    common = union = parts[0].adata.var_names
+    common = union = parts[0].names
     for part in parts[1:]:
-        common = common[common.isin(part.adata.var_names)]
-        union = union.append(part.adata.var_names[~part.adata.var_names.isin(union)])
+        common = common[common.isin(part.names)]
+        union = union.append(part.names[~part.names.isin(union)])
     genes = common if join == "inner" else union
     if len(common) == 0:
-        some = "; ".join(f"{p.name}: {', '.join(map(str, p.adata.var_names[:3]))}" for p in parts[:4])
+        some = "; ".join(f"{p.name}: {', '.join(map(str, p.names[:3]))}" for p in parts[:4])
         raise InputError(
             "studies",
             f"no gene that all have ({some})",
@@ -206,6 +262,7 @@ def _find_duplicates(parts: list[_Part], common: pd.Index, chunk_size: int) -> t
     frames = []
     for i, part in enumerate(parts):
         for block in _aligned(part, common, chunk_size):
+            part.whole &= bool((block.data >= 0).all() and (block.data == np.rint(block.data)).all())
             code = content_hash(block)
             rich = np.diff(block.indptr) >= MIN_GENES
             frames.append(pd.DataFrame({"a": code[:, 0], "b": code[:, 1], "study": i, "rich": rich}))
@@ -231,7 +288,7 @@ def _find_duplicates(parts: list[_Part], common: pd.Index, chunk_size: int) -> t
 
 def _aligned(part: _Part, genes: pd.Index, chunk_size: int) -> Iterator[sparse.csr_matrix]:
     """Blocks of a study over other genes: columns are moved, left out, or zero."""
-    place = genes.get_indexer(pd.Index(part.adata.var_names.astype(str)))
+    place = genes.get_indexer(part.names)
     for _, block in CountSource(part.counts).blocks(chunk_size):
         column = place[block.indices]
         keep = (column >= 0) & (block.data != 0)
@@ -270,7 +327,7 @@ def _obs(parts: list[_Part], duplicated: np.ndarray) -> pd.DataFrame:
         order = list(CLASSES) if set(found) <= set(CLASSES) and name == KEYS.response else found
         obs[name] = pd.Categorical(obs[name], categories=order)
     for name in obs:
-        if obs[name].dtype == object:
+        if obs[name].dtype == object or isinstance(obs[name].dtype, pd.StringDtype):
             # A column that some studies lack holds text and gaps; files hold that as categories.
             obs[name] = pd.Categorical(obs[name].where(obs[name].isna(), obs[name].astype(str)))
     obs["duplicated"] = duplicated
@@ -282,8 +339,7 @@ def _var(parts: list[_Part], genes: pd.Index) -> pd.DataFrame:
     symbol, ensembl = pd.Series("", index=genes, dtype=object), pd.Series("", index=genes, dtype=object)
     n_studies = pd.Series(0, index=genes)
     for part in parts:
-        ids = _anndata.gene_ids(part.adata)
-        names = pd.Index(part.adata.var_names.astype(str))
+        ids, names = part.ids, part.names
         present = genes[genes.isin(names)]
         n_studies[present] += 1
         for values, into in ((ids.symbols, symbol), (ids.ensembl, ensembl)):
@@ -318,9 +374,36 @@ def _text_index(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def _warn(parts: list[_Part], common: pd.Index, pairs: pd.DataFrame, join: str) -> None:
+def _warn(
+    parts: list[_Part], common: pd.Index, pairs: pd.DataFrame, join: str, changed: int, ensembl: pd.Series
+) -> None:
     """Say what is unexpected about the result."""
-    smallest = min(p.adata.n_vars for p in parts)
+    if changed:
+        warnings.warn(
+            f"{changed:,} Ensembl ids differ between studies in their version alone and were matched without it.",
+            ScDrugMapWarning,
+            stacklevel=3,
+        )
+    smallest = min(len(p.names) for p in parts)
+    left = {p.name: len(p.names) - len(common) for p in parts if len(p.names) > len(common)}
+    if join == "inner" and left and len(common) >= 0.5 * smallest:
+        listing = ", ".join(f"{n:,} of {name}" for name, n in list(left.items())[:5])
+        message = (
+            f"{len(common):,} genes are common to all studies; left out: {listing}. join='outer' keeps them; "
+            "sd.pp.harmonize_genes on each study may bring more together."
+        )
+        if max(1 - len(common) / len(p.names) for p in parts) > MANY:
+            warnings.warn(message, ScDrugMapWarning, stacklevel=3)
+        else:  # what an inner join is for: a line in the log
+            get_logger().warning("%s", message)
+    twice = int(ensembl[ensembl != ""].duplicated().sum())
+    if twice:
+        warnings.warn(
+            f"{twice:,} genes stand in several columns under different names (one Ensembl id). Call "
+            "sd.pp.harmonize_genes on each study first.",
+            ScDrugMapWarning,
+            stacklevel=3,
+        )
     if len(common) < 0.5 * smallest:
         lost = "are lost" if join == "inner" else "are zero in a study that does not have them"
         warnings.warn(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from scdrugmap import __version__, _anndata
 from scdrugmap._errors import InputError, ScDrugMapWarning
 from scdrugmap._keys import KEYS
 from scdrugmap.genes import mapping
-from scdrugmap.genes.identifiers import Genes, recognise
+from scdrugmap.genes.identifiers import Genes, dated, recognise
 from scdrugmap.genes.table import TableLike, read_table
 
 HGNC_FILE = "hgnc_complete_set.txt"
@@ -36,7 +37,9 @@ def harmonize_genes(
     Identifiers that ``var`` already holds come first: an Ensembl id (version stripped) decides, then an approved
     symbol, then a previous symbol or alias that leads to one gene only, then an Entrez number. Names that may mean
     several genes, and names that the table does not know, keep the identifiers that they have and are listed in the
-    record; nothing is guessed. A second call changes nothing.
+    record; nothing is guessed. Names that a spreadsheet turned into dates (``2-Sep``) and changed separators (``HLA.A``)
+    are resolved where they mean one gene. Features that are no genes (antibodies, spike-ins, tallies) stay as they are.
+    A second call changes nothing.
 
     Parameters
     ----------
@@ -63,8 +66,8 @@ def harmonize_genes(
         ``status``, the ``candidates`` of an ambiguous name, the ``column`` it is in now), from which every name can be
         restored; ``source``, the gene table; ``n_before``, ``n_after``; ``version``.
     ``X``, ``layers`` and the axis of the genes
-        Only where several columns are one gene: their counts are added up (sparse stays sparse), and the row of ``var``
-        is that of the first. Sums cannot be taken apart again; use ``copy=True`` to keep the original.
+        Only where several columns are one gene: their counts are added up (sparse stays sparse; small integers become
+        wider where a sum needs it), and the row of ``var`` is that of the first. Sums cannot be taken apart again; use ``copy=True`` to keep the original.
 
     Raises
     ------
@@ -87,9 +90,12 @@ def harmonize_genes(
     """
     source = _anndata.resolve(adata, mod=mod)
     _check_names(source)
-    genes, entrez = _anndata.gene_ids(source), _anndata.first_column(source.var, _anndata.ENTREZ_COLUMNS)
+    genes, entrez = _anndata.all_ids(source), _anndata.first_column(source.var, _anndata.ENTREZ_COLUMNS)
     reference = read_table(_hgnc(table))
     resolved = mapping.resolve_genes(genes, reference, entrez=None if entrez is None else source.var[entrez].to_numpy())
+    foreign = _anndata.features(source)
+    if (foreign != "").any() and (foreign == "").any():
+        resolved = _leave_out(resolved, foreign != "")
     target = mapping.duplicates(resolved, genes.names)
     n_after = int(target.max()) + 1
     if n_after < source.n_vars:
@@ -110,12 +116,20 @@ def harmonize_genes(
     return work.finish()
 
 
+def _leave_out(resolved: mapping.Resolution, foreign: np.ndarray) -> mapping.Resolution:
+    """Take features that are no genes for none, whatever their name would mean."""
+    empty = {name: np.where(foreign, "", getattr(resolved, name)) for name in ("symbol", "ensembl", "candidates")}
+    status = resolved.status.astype("U16")
+    status[foreign] = "no gene"
+    return replace(resolved, **empty, status=status, conflict=resolved.conflict & ~foreign)
+
+
 def _check_names(adata: AnnData) -> None:
     """Refuse names that no human table can resolve."""
     if adata.n_vars == 0:
         raise InputError("adata", "no genes", "at least one gene", "check how the data was read.")
     found = recognise(adata.var_names)
-    ids = _anndata.gene_ids(adata)
+    ids = _anndata.all_ids(adata)
     if found.kind == "unknown" and not ((ids.symbols != "") | (ids.ensembl != "")).any():
         raise InputError(
             "adata.var_names",
@@ -135,6 +149,8 @@ def _check_names(adata: AnnData) -> None:
 def _check_memory(adata: AnnData) -> None:
     """Adding up needs the matrix in memory."""
     for name, matrix in (("X", adata.X), *((f"layers[{k!r}]", v) for k, v in adata.layers.items())):
+        if np.ma.is_masked(matrix):
+            raise InputError("adata", f"{name} with masked values", "counts", "fill them: X = X.filled(0).")
         if matrix is not None and not (isinstance(matrix, np.ndarray) or sparse.issparse(matrix)):
             raise InputError(
                 "adata",
@@ -225,6 +241,14 @@ def _warn(genes: Genes, resolved: mapping.Resolution, source: str) -> None:
         warnings.warn(
             f"{resolved.conflict.sum()} genes have an Ensembl id and a symbol that name two genes "
             f"({', '.join(genes.names[resolved.conflict][:5])}); the Ensembl id has decided.",
+            ScDrugMapWarning,
+            stacklevel=3,
+        )
+    dates = genes.names[(dated(genes.names) != "") & (resolved.status == "ambiguous")]
+    if len(dates):
+        warnings.warn(
+            f"{len(dates)} names are dates that may stand for two genes ({', '.join(dates[:5])}): a spreadsheet has changed "
+            "them. They are kept apart; restore them from the original file, or drop them.",
             ScDrugMapWarning,
             stacklevel=3,
         )

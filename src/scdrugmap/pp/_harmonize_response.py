@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -12,58 +11,12 @@ import pandas as pd
 
 from scdrugmap import _anndata
 from scdrugmap._errors import InputError, InputTypeError, ScDrugMapWarning
-from scdrugmap._keys import CLASSES, KEYS, RESISTANT, SENSITIVE
+from scdrugmap._keys import CLASSES, KEYS
+from scdrugmap._labels import mapping_for, recognise_labels
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
-
-_RESISTANT = [
-    "resistant",
-    "resistance",
-    "resist",
-    "res",
-    "r",
-    "nonresponder",
-    "non responder",
-    "nonresponse",
-    "non response",
-    "nr",
-    "no response",
-    "refractory",
-    "relapse",
-    "relapsed",
-    "relapsing",
-    "progressive disease",
-    "pd",
-    "tolerant",
-    "drug tolerant",
-    "persister",
-    "drug tolerant persister",
-    "dtp",
-    "insensitive",
-    "not sensitive",
-]
-_SENSITIVE = [
-    "sensitive",
-    "sensitivity",
-    "sens",
-    "s",
-    "responder",
-    "response",
-    "responsive",
-    "complete response",
-    "cr",
-    "partial response",
-    "pr",
-    "complete remission",
-    "complete responder",
-    "partial responder",
-]
-_KNOWN = dict.fromkeys(_RESISTANT, RESISTANT) | dict.fromkeys(_SENSITIVE, SENSITIVE)
-_MISSING = {"", "nan", "na", "n a", "none", "null", "unknown", "unlabelled", "unlabeled", "not available", "nd", "ne"}
-_WORDS = {"resistant": RESISTANT, "resistance": RESISTANT, "sensitive": SENSITIVE}
-_NEGATIONS = {"non", "not", "no", "un", "in", "anti", "hyper", "re"}
 
 
 def harmonize_response(
@@ -78,9 +31,10 @@ def harmonize_response(
     """Turn the labels of a study into ``"resistant"`` and ``"sensitive"``.
 
     Common spellings are recognised (``R``, ``Resistant``, ``non-responder``, ``PD``; ``S``, ``responder``, ``CR``,
-    ``PR``), and so are texts that hold one of the words ``resistant`` or ``sensitive`` (``"MCF7_resistant"``). Values
-    that say that nothing is known become missing. Everything else, numbers included, is listed for you to decide, and
-    nothing is changed.
+    ``PR``), and so are texts that hold one of the words ``resistant`` or ``sensitive`` (``"MCF7_resistant"``). Letters
+    and clinical codes count only where the values beside them allow that reading (``PR`` beside ``PS`` is no partial
+    response, ``R`` beside ``NR`` may be a responder). Values that say that nothing is known become missing. Everything
+    else, numbers and words that grade or negate included, is listed for you to decide, and nothing is changed.
 
     Parameters
     ----------
@@ -123,9 +77,7 @@ def harmonize_response(
     Examples
     --------
     >>> import anndata, numpy as np, pandas as pd, scdrugmap as sd
-    >>> adata = anndata.AnnData(
-    ...     np.ones((3, 1)), obs=pd.DataFrame({"status": ["R", "responder", "R"]}, index=list("abc"))
-    ... )
+    >>> adata = anndata.AnnData(np.ones((3, 1)), obs=pd.DataFrame({"status": ["R", "S", "R"]}, index=list("abc")))
     >>> sd.pp.harmonize_response(adata, "status")
     >>> adata.obs["response"].tolist()
     ['resistant', 'sensitive', 'resistant']
@@ -137,7 +89,7 @@ def harmonize_response(
         raise InputTypeError("mapping", type(mapping).__name__, "a dictionary or None", "pass {value: label}.")
     decided = {} if mapping is None else {_text(k): _decision(k, v) for k, v in mapping.items()}
     counts = values.astype(object).where(values.notna(), "").map(_text).value_counts(sort=False)
-    labels = {value: decided[value] if value in decided else recognise_label(value) for value in counts.index}
+    labels = recognise_labels(counts.index) | {value: decided[value] for value in counts.index if value in decided}
     open_values = [value for value, found in labels.items() if found is False]
     if open_values:
         listing = ", ".join(f"{v!r} ({counts[v]} cells)" for v in open_values[:20])
@@ -145,7 +97,7 @@ def harmonize_response(
             f"obs[{column!r}]",
             listing + (f" and {len(open_values) - 20} more" if len(open_values) > 20 else ""),
             "values that say resistant or sensitive",
-            f"decide on each: mapping={{{open_values[0]!r}: 'sensitive', ...}}, with None for unknown.",
+            f"decide on each: mapping={mapping_for(open_values[:20])} with 'resistant', 'sensitive' or None for unknown.",
         )
     label = values.astype(object).where(values.notna(), "").map(_text).map(lambda v: labels[v] or None)
     result = pd.Categorical(label, categories=list(CLASSES))
@@ -168,28 +120,6 @@ def harmonize_response(
     return work.finish([key_added])
 
 
-def recognise_label(value: str) -> str | bool | None:
-    """Return the label that a text stands for, ``None`` where it says that nothing is known, ``False`` if unclear.
-
-    Examples
-    --------
-    >>> from scdrugmap.pp._harmonize_response import recognise_label
-    >>> [recognise_label(v) for v in ("Non-Responder", "A549_sensitive", "non-resistant", "n/a", "day 7")]
-    ['resistant', 'sensitive', False, None, False]
-    """
-    words = re.findall(r"[a-z0-9]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", value).lower())
-    plain = " ".join(words)
-    for text in (plain, " ".join(re.findall(r"[a-z0-9]+", value.lower()))):
-        if text in _MISSING:
-            return None
-        if text in _KNOWN:
-            return _KNOWN[text]
-    found = {_WORDS[word] for word in words if word in _WORDS}
-    if len(found) == 1 and not _NEGATIONS & set(words):
-        return found.pop()
-    return False
-
-
 def _text(value: object) -> str:
     """A value as it is written: ``1.0`` and ``True`` as ``1`` and ``True``."""
     if value is None or (isinstance(value, float) and np.isnan(value)):
@@ -207,14 +137,14 @@ def _decision(key: object, value: object) -> str | None:
 
 
 def _check_target(adata: AnnData, key: str, column: str, result: pd.Categorical) -> None:
-    """Never replace labels by other labels."""
+    """Never replace labels by other labels; gaps may be filled."""
     if not isinstance(key, str) or not key:
         raise InputError("key_added", repr(key), "the name of a column", 'pass key_added="response".')
     if key == column or key not in adata.obs:
         return
     before = adata.obs[key].astype(object).where(adata.obs[key].notna(), None).to_numpy()
     after = np.asarray(pd.Series(result).astype(object).where(~result.isna(), None))
-    if not (before == after).all():
+    if ((before != after) & pd.notna(before)).any():
         raise InputError(
             "key_added",
             f"obs[{key!r}], which holds other labels",

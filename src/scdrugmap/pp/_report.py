@@ -21,7 +21,7 @@ class Finding:
     Parameters
     ----------
     level
-        ``"error"`` stops embedding, ``"warning"`` spoils results or stops training, ``"info"`` is good to know.
+        ``"error"`` stops embedding or training, ``"warning"`` spoils results, ``"info"`` is good to know.
     slot
         Where: ``"X"``, ``"var_names"``, ``'obs["response"]'`` ...
     message
@@ -73,12 +73,12 @@ class CheckReport:
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """The findings that stop embedding."""
+        """The findings that stop embedding or training."""
         return tuple(f for f in self.findings if f.level == "error")
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
-        """The findings that spoil results or stop training."""
+        """The findings that spoil results."""
         return tuple(f for f in self.findings if f.level == "warning")
 
     def to_frame(self) -> pd.DataFrame:
@@ -119,7 +119,7 @@ class CheckReport:
 
     def _title(self) -> str:
         n_errors, n_warnings = len(self.errors), len(self.warnings)
-        verdict = "ready" if not n_errors else "not ready"
+        verdict = "not ready" if n_errors else "usable, but see the warnings" if n_warnings else "ready"
         tally = f"{n_errors} error{'s' * (n_errors != 1)}, {n_warnings} warning{'s' * (n_warnings != 1)}"
         return f"{self.n_cells:,} cells x {self.n_genes:,} genes: {verdict} ({tally})"
 

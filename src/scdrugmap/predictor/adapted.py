@@ -17,6 +17,7 @@ from scdrugmap.heads.crossfit import grouped_folds, margins
 from scdrugmap.lora.adapters import LoRAOptions
 from scdrugmap.lora.fit import Tokenised, fit_lora, tokenise
 from scdrugmap.predictor.fitting import Fitted, Plan
+from scdrugmap.predictor.query import FEW_CELLS, learn_reference, some_rows
 from scdrugmap.predictor.representation import FittedRepresentation, NetworkRepresentation
 from scdrugmap.predictor.training import Trained, held_out_metrics, learn_trust
 
@@ -77,7 +78,10 @@ def fit_adapted(adata: Any, cohort: Cohort, plan: Plan) -> Fitted:
     summary["validation"] = report.pop("validation")
     summary["lora"] = report
     trained = _with_trust(adata, cells, representation, plan, head, fit_rows, apart, summary)
-    return Fitted(representation, trained, cells.rows, cells.cohort)
+    shown = some_rows(cells.rows, plan.engine.seed, FEW_CELLS)
+    X = representation.features(adata, plan.mod, plan.engine, rows=shown)
+    shift = learn_reference(adata, plan.layer, shown, X, head, plan.engine.seed)
+    return Fitted(representation, trained, cells.rows, cells.cohort, shift)
 
 
 def _tokenised(adata: Any, cohort: Cohort, representation: NetworkRepresentation, plan: Plan) -> _Training:
@@ -133,11 +137,24 @@ def _with_trust(
         main = _anndata.resolve(adata, mod=plan.mod)
         X = representation.features(main, plan.mod, plan.engine, rows=cells.rows[part])
     held, taught = cohort.take(apart), np.isin(part, fit_rows)
+    why = "adapters learnt from all groups: calibrate= or conformal= hold some out"
+    folds, y = [], held.y.astype(np.int64)
     if trust.held_out:
         margin = margins(head, X[np.isin(part, apart)])
         summary["held_out"] = {"cells": len(apart), **held_out_metrics(margin, held.y)}
-    learnt = learn_trust(
-        X[taught], margin, held.y.astype(np.int64), trust,
-        None if cohort.groups is None else cohort.groups[part][taught], plan.category(held), plan.engine.seed,
+        folds, why = _crossing(held, plan)
+    doubt = learn_trust(
+        X[taught], margin, y, trust, None if cohort.groups is None else cohort.groups[part][taught],
+        plan.category(held), plan.engine.seed, held_groups=held.groups, folds=folds, why=why,
     )  # fmt: skip
-    return Trained(head, *learnt, summary)
+    return Trained(head, doubt, summary | {"worth": doubt.worth})
+
+
+def _crossing(held: Cohort, plan: Plan) -> tuple[list[tuple[np.ndarray, np.ndarray]], str]:
+    """Folds of the held-out cells, in which calibration and sets are fitted and tested in turn; or why there are none."""
+    if held.groups is None:
+        return [], "there is neither groups= nor obs['sample']"
+    try:
+        return grouped_folds(held.y.astype(np.int64), held.groups, plan.trust.n_folds, plan.engine.seed), ""
+    except InputError as error:
+        return [], f"{error.found} among the held-out groups"

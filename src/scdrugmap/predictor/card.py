@@ -56,7 +56,12 @@ def markdown(predictor: Any) -> str:
     lines += _base_model(rep)
     if "lora" in t:
         lines += ["", "## Adapters", "", _table(t["lora"])]
+    lines += ["", "## Worth", "", *_worth(predictor.worth)]
     lines += ["", "## Trust", "", _table(_trust(predictor))]
+    if "leave_study_out" in t:
+        lines += ["", "## On studies left out", "", _table(t["leave_study_out"])]
+    if "not_for" in t:
+        lines += ["", "## Not for", "", *(f"- {use}" for use in t["not_for"])]
     lines += [
         "",
         "## Limits",
@@ -81,6 +86,34 @@ def _base_model(rep: Any) -> list[str]:
     return ["", "## Base model", "", "Referenced, not contained:", "", _table({**about, **digests})]
 
 
+def _worth(worth: dict[str, Any]) -> list[str]:
+    """Section about what it reached on groups that it had not seen."""
+    if "auroc" not in worth:
+        return [f"Not known: {worth['reason']}."]
+    interval = f"no interval: {worth['n_groups']} groups of a class are too few"
+    if "auroc_low" in worth:
+        interval = f"{worth['level']:.0%} interval over groups {worth['auroc_low']:.2f} to {worth['auroc_high']:.2f}"
+    warning = [f"**Not shown to be better than no predictor:** {worth['below_floor']}.", ""]
+    rows = {
+        "AUROC on held-out groups": f"{worth['auroc']:.2f} ({interval})",
+        "Brier score on held-out groups": f"{worth['brier']:.3f} (a constant: {worth['brier_constant']:.3f})",
+        f"classes per prediction set at coverage {worth['coverage']:g}": f"{worth['set_size']:.2f} of 2",
+    }
+    if "calibration_left_out" in worth:
+        rows["calibration left out"] = worth["calibration_left_out"]
+    return [*(warning if worth["below_floor"] else []), _table(rows)]
+
+
+def _shift(reference: Any) -> str:
+    """How a query is judged."""
+    if reference is None:
+        return "cannot tell: no counts of the training data were kept"
+    return (
+        f"by the coherence of {len(reference.genes)} genes that go along with the score, and by "
+        f"{len(reference.profiles)} expression profiles over {len(reference.profile_genes)} genes"
+    )
+
+
 def _trust(predictor: Any) -> dict[str, Any]:
     """What the predictor knows about its own doubt."""
     sets, ood = predictor.conformal, predictor.ood
@@ -95,6 +128,7 @@ def _trust(predictor: Any) -> dict[str, Any]:
         "out-of-domain flag": f"mean distance to {ood.n_neighbors} nearest training cells above {ood.threshold:.4g}"
         if ood
         else "no",
+        "verdict on a query": _shift(predictor.shift),
         **held_out,
     }
 

@@ -16,6 +16,8 @@ from scdrugmap._cohort import Cohort, both_classes
 from scdrugmap._device import Engine
 from scdrugmap._errors import InputError, ScDrugMapWarning
 from scdrugmap._keys import KEYS
+from scdrugmap.heads.adapt import Adaptation
+from scdrugmap.predictor.query import learn_reference
 from scdrugmap.predictor.representation import (
     FittedRepresentation,
     ObsmRepresentation,
@@ -23,6 +25,7 @@ from scdrugmap.predictor.representation import (
     open_representation,
 )
 from scdrugmap.predictor.training import Trained, Trust, train_head
+from scdrugmap.trust.shift import ShiftReference
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +50,10 @@ class Plan:
         Column with the Mondrian category.
     lora
         Options of adapters and their training.
+    adapt
+        How cells of a new study are brought to the training cells, see :mod:`scdrugmap.heads.adapt`.
+    weight_key
+        Column with the weight of each cell in training.
     """
 
     head: Any
@@ -61,6 +68,8 @@ class Plan:
     mod: str = "rna"
     conformal_by: str | None = None
     lora: Mapping[str, Any] | None = None
+    adapt: str = "none"
+    weight_key: str | None = None
 
     def open(self, adata: Any) -> Any:
         """Return the representation of the model; a baseline is not fitted yet."""
@@ -78,12 +87,14 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """A representation, what was trained on it, and the rows and the cohort of the cells that were used."""
+    """A representation, what was trained on it, the cells that were used, and what a query is compared with."""
 
     representation: Representation
     trained: Trained
     rows: np.ndarray
     cohort: Cohort
+    shift: ShiftReference | None = None
+    adaptation: Adaptation | None = None
 
 
 def fit_frozen(data: Any, cohort: Cohort, plan: Plan) -> Fitted:
@@ -106,7 +117,7 @@ def fit_frozen(data: Any, cohort: Cohort, plan: Plan) -> Fitted:
     rows = cohort.labelled
     known = cohort.take(rows)
     representation: Representation
-    refit = None
+    refit, trust = None, plan.trust
     if plan.use_rep is not None:
         representation = ObsmRepresentation.open(data, plan.use_rep, plan.mod)
         X = representation.features(data, plan.mod, plan.engine, rows=rows)
@@ -116,6 +127,7 @@ def fit_frozen(data: Any, cohort: Cohort, plan: Plan) -> Fitted:
         representation = plan.open(main)
         if isinstance(representation, FittedRepresentation):
             refit = Refit(main, representation, rows, context=plan.context)
+            trust = replace(trust, worth=not representation.model.uses_batch)  # those learn by gradients
             representation = refit.on(np.arange(len(rows)))
             X = refit.features(representation)
         else:
@@ -129,19 +141,33 @@ def fit_frozen(data: Any, cohort: Cohort, plan: Plan) -> Fitted:
         )
     used, places = known.take(usable), np.flatnonzero(usable)
     both_classes(used.y)
+    adaptation, X_used = _adapted(X[usable], used.study, plan.adapt)
     trained = train_head(
-        X[usable],
+        X_used,
         used.y,
         plan.head,
-        plan.trust,
+        trust,
         groups=used.groups,
         category=plan.category(used),
-        refit=None if refit is None else lambda train: refit(places[train])[usable],
+        refit=None
+        if refit is None
+        else lambda train: _adapted(refit(places[train])[usable], used.study, plan.adapt)[1],
         seed=plan.engine.seed,
+        weight=None if plan.weight_key is None else used.columns[plan.weight_key].astype(float),
     )
     if refit is not None and refit.first.model.uses_batch:
         trained.summary["batch"] = refit.cells.batch_from
-    return Fitted(representation, trained, rows[usable], used)
+    main = _anndata.resolve(data, mod=plan.mod)
+    shift = learn_reference(main, plan.layer, rows[usable], X_used, trained.head, plan.engine.seed)
+    return Fitted(representation, trained, rows[usable], used, shift, adaptation)
+
+
+def _adapted(X: np.ndarray, study: np.ndarray, how: str) -> tuple[Adaptation | None, np.ndarray]:
+    """Return the adaptation to these training cells, and the cells under it."""
+    if how == "none":
+        return None, X
+    adaptation = Adaptation.fit(X, study, how)
+    return adaptation, adaptation(X, study, training=True)
 
 
 class Refit:

@@ -16,9 +16,11 @@ from scdrugmap import __version__, _anndata
 from scdrugmap._cohort import call
 from scdrugmap._device import Engine
 from scdrugmap._errors import CheckpointError, InputError, InputTypeError, ScDrugMapError
-from scdrugmap._keys import CLASSES
+from scdrugmap._keys import CLASSES, KEYS
+from scdrugmap.heads.adapt import Adaptation
 from scdrugmap.heads.crossfit import margins
 from scdrugmap.heads.mlp import MLPHead
+from scdrugmap.predictor.query import judge_query
 from scdrugmap.predictor.representation import (
     FittedRepresentation,
     NetworkRepresentation,
@@ -37,12 +39,18 @@ from scdrugmap.predictor.storage import (
 from scdrugmap.trust.calibration import Calibrator
 from scdrugmap.trust.conformal import ConformalSets
 from scdrugmap.trust.domain import OutOfDomain
+from scdrugmap.trust.samples import SampleErrors
+from scdrugmap.trust.shift import ShiftReference, Verdict
+from scdrugmap.trust.worth import refuse_worthless
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-_EXTRAS: Mapping[str, Any] = {"calibration": Calibrator, "conformal": ConformalSets, "ood": OutOfDomain}
+_EXTRAS: Mapping[str, Any] = {
+    "calibration": Calibrator, "conformal": ConformalSets, "ood": OutOfDomain, "errors": SampleErrors,
+    "shift": ShiftReference,
+}  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -63,6 +71,12 @@ class ResponsePredictor:
         Summary of the training data and of how the training went.
     threshold
         A cell with a higher P(sensitive) is sensitive.
+    errors
+        How far the calls of held-out groups were off in training.
+    shift
+        What a query is compared with.
+    adaptation
+        How cells of another study are brought to those of the training, where that was asked for.
 
     Examples
     --------
@@ -81,6 +95,9 @@ class ResponsePredictor:
     conformal_by: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
     threshold: float = 0.5
+    errors: SampleErrors | None = None
+    shift: ShiftReference | None = None
+    adaptation: Adaptation | None = None
 
     def features(
         self,
@@ -112,7 +129,12 @@ class ResponsePredictor:
         """
         _anndata.refuse_empty(_anndata.resolve(adata, mod=mod))
         engine = Engine(device, precision, batch_size, progress)
-        return self.representation.features(adata, mod, engine, layer=layer)
+        X = self.representation.features(adata, mod, engine, layer=layer)
+        if self.adaptation is None:
+            return X
+        obs, key = _anndata.resolve(adata, mod=mod).obs, self.training.get("study_key", KEYS.study)
+        study = obs[key].astype(str).to_numpy() if key in obs else np.full(len(obs), "query")
+        return self.adaptation(X, study)
 
     def predict_features(
         self, X: np.ndarray, *, category: np.ndarray | None = None, coverage: float | None = None
@@ -174,6 +196,7 @@ class ResponsePredictor:
         device: str | None = None,
         precision: str | None = None,
         progress: bool | None = None,
+        features: np.ndarray | None = None,
     ) -> pd.DataFrame:
         """Predict every cell; ``adata`` is not changed.
 
@@ -190,6 +213,8 @@ class ResponsePredictor:
             Layer of the raw counts, if it is another one than at training.
         batch_size, device, precision, progress
             As in :func:`scdrugmap.tl.embed`.
+        features
+            What :meth:`features` returned for these cells, if that was called already.
 
         Returns
         -------
@@ -202,13 +227,43 @@ class ResponsePredictor:
             If the query has none of the genes, another model's embedding, or an embedding of another width.
         """
         category = self._category(_anndata.resolve(adata, mod=mod))
-        X = self.features(
-            adata, mod=mod, layer=layer, batch_size=batch_size, device=device, precision=precision, progress=progress
-        )
+        X = features
+        if X is None:
+            engine: dict[str, Any] = {"batch_size": batch_size, "device": device, "precision": precision}
+            X = self.features(adata, mod=mod, layer=layer, progress=progress, **engine)
         placed = replace(self, head=head_on(self.head, device))
         out = placed.predict_features(X, category=category, coverage=coverage)
         out.index = _anndata.resolve(adata, mod=mod).obs_names.copy()
         return out
+
+    def judge(
+        self,
+        adata: AnnData | MuData,
+        *,
+        mod: str = "rna",
+        layer: str | None = None,
+        features: Any = None,
+        **engine: Any,
+    ) -> Verdict:
+        """Tell whether the query as a whole is something that this predictor can speak about.
+
+        Parameters
+        ----------
+        adata, mod, layer, features, engine
+            As in :meth:`predict`.
+
+        Returns
+        -------
+        The verdict (``"in domain"``, ``"shifted"`` or ``"cannot tell"``), its reason, and the figures behind it.
+        """
+        X = self.features(adata, mod=mod, layer=layer, **engine) if features is None else features
+        layer = layer or getattr(self.representation, "layer", None)
+        return judge_query(self.shift, _anndata.resolve(adata, mod=mod), layer, X, self.head)
+
+    @property
+    def worth(self) -> dict[str, Any]:
+        """What it reached on groups that it had not seen, or the ``reason`` why that is not known."""
+        return dict(self.training.get("worth") or {"reason": "an earlier version did not measure it"})
 
     def predict_proba(self, adata: AnnData | MuData, *, mod: str = "rna", **engine: Any) -> np.ndarray:
         """Probability of both classes.
@@ -253,7 +308,13 @@ class ResponsePredictor:
         write_folder(Path(path), lambda folder: self._fill(folder, head_meta, head_arrays, None), overwrite=overwrite)
 
     def push_to_hub(
-        self, repo_id: str, *, token: str | None = None, private: bool = True, endpoint: str | None = None
+        self,
+        repo_id: str,
+        *,
+        token: str | None = None,
+        private: bool = True,
+        endpoint: str | None = None,
+        force: bool = False,
     ) -> str:
         """Upload the predictor to the Hugging Face hub.
 
@@ -267,12 +328,21 @@ class ResponsePredictor:
             Whether a new repository is private.
         endpoint
             Address of another hub.
+        force
+            Upload even a predictor that is no better than none on groups that it has not seen.
 
         Returns
         -------
         Address of the commit. The path of a local checkpoint does not travel; the digests of its files do.
+
+        Raises
+        ------
+        InputError
+            If it is no better than none, and not forced.
         """
         from scdrugmap.predictor.hub import push
+
+        refuse_worthless(self.worth, force=force, where="a hub")
 
         return push(self, repo_id, token=token, private=private, endpoint=endpoint)
 
@@ -328,6 +398,8 @@ class ResponsePredictor:
             part = getattr(self, name)
             if part is not None:
                 extras |= {f"{name}.{k}": v for k, v in part.state().items()}
+        if self.adaptation is not None:
+            extras |= {f"adaptation.{k}": v for k, v in self.adaptation.arrays.items()}
         write_arrays(folder / "extras.safetensors", extras)
         (folder / "README.md").write_text(self.card, encoding="utf-8")
         return {
@@ -340,6 +412,9 @@ class ResponsePredictor:
             "conformal": self.conformal
             and {"categories": self.conformal.categories, "coverage": self.conformal.coverage, "by": self.conformal_by},
             "ood": self.ood and {"threshold": self.ood.threshold, "n_neighbors": self.ood.n_neighbors},
+            "errors": self.errors and {},
+            "shift": self.shift and self.shift.meta(),
+            "adaptation": self.adaptation and {"kind": self.adaptation.kind, "studies": list(self.adaptation.studies)},
             "training": self.training,
             "genes": genes,
             "model_texts": model_texts,
@@ -414,10 +489,14 @@ def _assemble(
     extras = read_arrays(folder / "extras.safetensors")
     parts: dict[str, Any] = {}
     for name, kind in _EXTRAS.items():
-        meta = manifest[name]
+        meta = manifest.get(name)  # an earlier version knew the first three
         arrays = {k.removeprefix(f"{name}."): v for k, v in extras.items() if k.startswith(f"{name}.")}
         if meta is not None:
             parts[name] = kind.from_state(meta["method"] if name == "calibration" else meta, arrays)
+    about = manifest.get("adaptation")
+    if about is not None:
+        arrays = {k.removeprefix("adaptation."): v for k, v in extras.items() if k.startswith("adaptation.")}
+        parts["adaptation"] = Adaptation(about["kind"], arrays, tuple(about["studies"]))
     return ResponsePredictor(
         load_head(manifest["head"], read_arrays(folder / "head.safetensors")),
         _load_representation(folder, manifest, checkpoint, model),

@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "_perturb": ["perturb"],
         "_predict_response": ["predict_response"],
         "_profile": ["profile"],
+        "_recommend": ["Recommendation", "recommend"],
         "_train": ["train"],
     },
 )

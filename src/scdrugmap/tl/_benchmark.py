@@ -29,19 +29,22 @@ if TYPE_CHECKING:
     from scdrugmap.evaluation.result.result import BenchmarkResult
 
 STRATEGIES = ("frozen", "lora", "prompt")
+_PUBLISHED: dict[str, Any] = {
+    "split": "cell",
+    "head": "published",
+    "duplicates": "ignore",
+    "group_context": "mark",
+    "metrics": ("f1", "auroc", "accuracy", "precision", "recall"),
+}
 #: What a preset changes, where the caller left the default.
 PRESETS: dict[str, dict[str, Any]] = {
-    "published": {
-        "split": "cell",
-        "duplicates": "ignore",
-        "group_context": "mark",
-        "metrics": ("f1", "auroc", "accuracy", "precision", "recall"),
-    },
+    "published": _PUBLISHED,
+    "published-code": _PUBLISHED | {"test_size": 0.2},
     "strict": {"levels": ("cell", "sample", "patient"), "baselines": inputs.BASELINES},
 }
 _DEFAULTS: dict[str, Any] = {
-    "split": "auto", "duplicates": "merge", "group_context": "refuse", "metrics": None,
-    "levels": ("cell", "sample"), "baselines": None,
+    "split": "auto", "head": "mlp", "duplicates": "merge", "group_context": "refuse", "metrics": None,
+    "levels": ("cell", "sample"), "baselines": None, "test_size": None,
 }  # fmt: skip
 
 
@@ -64,6 +67,7 @@ def benchmark(
     head: Any = "mlp",
     head_options: Mapping[str, Any] | None = None,
     baselines: Iterable[str] | None = None,
+    adapt: str | Sequence[str] = "none",
     preset: str | None = None,
     duplicates: str = "merge",
     group_context: str = "refuse",
@@ -114,15 +118,22 @@ def benchmark(
     levels
         ``"cell"``, and ``"sample"`` and ``"patient"`` for metrics of the mean score per sample or patient.
     head
-        ``"mlp"``, ``"logistic"``, a scikit-learn classifier, or a list of them.
+        ``"mlp"`` (standardised and trained to convergence), ``"published"``, ``"logistic"``, a scikit-learn classifier,
+        or a list of them.
     head_options
         Parameters of the head.
     baselines
         ``None`` for all that the data allow: ``all_sensitive`` (its F1 is 2p/(1+p)), ``majority``, ``random`` (in the training
         proportion), ``depth`` (number of counts and genes), ``hvg``, ``pca``, ``scvi`` (each with logistic regression), and
         ``sample_probe`` (how well does each representation recognise the sample?). An empty list for none.
+    adapt
+        How cells of a study that is not among the training cells are brought to them: ``"none"``, ``"study"`` (every
+        feature standardised within each study), ``"coral"`` (the covariance of the test cells made that of the training
+        cells), ``"pathways"`` (scores of gene programmes, standardised within each study, instead of the models), or a
+        list of them, which are shown side by side. The labels of test cells take no part; rows say where test cells do.
     preset
-        ``"published"``: random cells, copies not looked for, the published head and metrics. ``"strict"``: all baselines
+        ``"published"``: random cells, copies not looked for, the published head and metrics. ``"published-code"``: the
+        same with the one division in 80 and 20 % that the published code makes. ``"strict"``: all baselines
         and levels; what cannot be had is an error. Arguments that you pass win.
     duplicates
         ``"merge"``: samples or studies that share copies of a cell stay together. ``"ignore"``: do not look for copies.
@@ -173,8 +184,8 @@ def benchmark(
     start = time.perf_counter()
     data = _anndata.resolve(adata, mod=mod)
     given = {
-        "split": split, "duplicates": duplicates, "group_context": group_context, "metrics": metrics,
-        "levels": levels, "baselines": baselines,
+        "split": split, "head": head, "duplicates": duplicates, "group_context": group_context, "metrics": metrics,
+        "levels": levels, "baselines": baselines, "test_size": test_size,
     }  # fmt: skip
     args = _with_preset(preset, given)
     settings, splits = _names(setting), _names(args["split"])
@@ -191,8 +202,13 @@ def benchmark(
         duplicates=args["duplicates"], layer=layer,
     )  # fmt: skip
     _warn_unlabelled(cells.y, label_key)
-    partitions = make_partitions(cells, pairs, columns, n_folds=n_folds, test_size=test_size, seed=seed)
-    heads = [Head(h, dict(head_options or {})) for h in (head if isinstance(head, list | tuple) else [head])]
+    if "cell" in kinds:
+        warnings.warn(
+            f"split='cell': {SAME_SAMPLE}. Scores say how well a model knows the samples.", ScDrugMapWarning, 2
+        )
+    partitions = make_partitions(cells, pairs, columns, n_folds=n_folds, test_size=args["test_size"], seed=seed)
+    chosen = args["head"] if isinstance(args["head"], list | tuple) else [args["head"]]
+    heads = [Head(h, dict(head_options or {})) for h in chosen]
     _check_heads(heads)
     trivial, counts, probe = inputs.baseline_contenders(args["baselines"], data, layer, embed_options)
     asked = Asked(
@@ -200,16 +216,19 @@ def benchmark(
         seed, store,
     )  # fmt: skip
     contenders, counts = asked.contenders(models, counts)
+    contenders, counts = asked.adapted(contenders, counts, _names(adapt))
     _refuse_missing(contenders, cells.y)
     contenders = [
         inputs.guard_context(c, inputs.group_column(c, data), partitions, args["group_context"]) for c in contenders
     ]
+    absent = [f"{c.name}: {c.reason}" for c in trivial if c.reason]
     info = {
         "scdrugmap": __version__, "preset": preset or "", "settings": settings, "splits": sorted(kinds),
-        "by": columns, "n_folds": int(n_folds), "test_size": test_size, "duplicates": args["duplicates"],
+        "by": columns, "adapt": _names(adapt), "n_folds": int(n_folds), "test_size": args["test_size"],
+        "duplicates": args["duplicates"],
         "n_copies": _copies(cells.duplicates), "n_cells": int(data.n_obs), "n_labelled": int((cells.y >= 0).sum()),
         "studies": study_card(cells).to_dict("records"),
-        "warnings": [SAME_SAMPLE] if "cell" in kinds else [], "seconds_embedding": time.perf_counter() - start,
+        "warnings": ([SAME_SAMPLE] if "cell" in kinds else []) + absent, "seconds_embedding": time.perf_counter() - start,
     }  # fmt: skip
     return run_grid(
         cells, [*contenders, *trivial], partitions, by=columns, metrics=records, levels=args["levels"], counts=counts,

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from scdrugmap import _anndata
-from scdrugmap._errors import InputError, InputTypeError, UnknownNameError
+from scdrugmap._errors import InputError, InputTypeError, MissingDependencyError, UnknownNameError
 from scdrugmap._keys import KEYS, SENSITIVE
 from scdrugmap.evaluation.grid import inputs
 from scdrugmap.evaluation.grid.contenders import Contender, Head, array_contender
+from scdrugmap.heads.adapt import check_adapt
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -38,6 +42,7 @@ class Asked:
     def contenders(self, models: Any, counts: inputs.Counted | None) -> tuple[list[Contender], inputs.Counted | None]:
         """One contender per model and strategy, and the counts if any of them is fitted per fold."""
         out: list[Contender] = []
+        check_options(_listed(models), self.options, self.lora_options if "lora" in self.strategies else {})
         for name, what in _listed(models).items():
             if callable(what) and not isinstance(what, str):
                 out.append(_custom(name, "custom", what, _fingerprint(what)))
@@ -47,6 +52,29 @@ class Asked:
             else:
                 out.append(array_contender(name, what, self.heads, n=self.adata.n_obs))
         return out, counts
+
+    def adapted(
+        self, contenders: Sequence[Contender], counts: inputs.Counted | None, ways: Sequence[str]
+    ) -> tuple[list[Contender], inputs.Counted | None]:
+        """Every representation once per way of adapting; what trains by itself takes part once, as it is."""
+        for way in ways:
+            check_adapt(way)
+        out: list[Contender] = []
+        for c in contenders:
+            able = c.kind in ("array", "fitted")
+            out += [c] if "none" in ways or not able else []
+            out += [c.adapted(way) for way in ways if able and way in ("study", "coral")]
+        if "pathways" in ways:
+            counts = counts or self._counts("pathways")
+            made = inputs.fitted_contender("pathways", counts, self.heads).adapted("study")
+            out.append(replace(made, name="pathways"))
+        return out, counts
+
+    def _counts(self, what: str) -> inputs.Counted:
+        counts, why = inputs.read_counts(self.adata, self.layer)
+        if counts is None:
+            raise InputError("models", what, "raw counts in X or a layer", f"pass layer= or another model. {why}")
+        return counts
 
     def _by_name(
         self, name: str, what: str, counts: inputs.Counted | None
@@ -63,12 +91,7 @@ class Asked:
             ) from None
         options = dict(self.options.get(what, self.options.get(name, {})))
         if card.kind == "fitted":
-            if counts is None:
-                counts, why = inputs.read_counts(self.adata, self.layer)
-                if counts is None:
-                    raise InputError(
-                        "models", what, "raw counts in X or a layer", f"pass layer= or another model. {why}"
-                    )
+            counts = counts or self._counts(what)
             return [inputs.fitted_contender(card.key, counts, self.heads, options=options)], counts
         strategies = (
             ["prompt"] if card.kind == "prompt" else [s for s in self.strategies if s != "prompt"] or ["frozen"]
@@ -79,9 +102,11 @@ class Asked:
             if strategy == "frozen":
                 out.append(self._embedded(name, what, options, content))
             elif strategy == "lora":
+                check_train(what, options)
                 tuned = content + repr(sorted(self.lora_options.items()))
                 out += [_custom(name, strategy, self._tuned(what, h, options), tuned, h) for h in self.heads]
             else:
+                check_prompt(options)
                 out.append(_custom(name, strategy, self._prompted(what, options), content))
         return out, counts
 
@@ -144,6 +169,73 @@ class Asked:
             return scores
 
         return predict
+
+
+def check_options(
+    models: Mapping[str, Any], options: Mapping[str, Mapping[str, Any]], lora_options: Mapping[str, Any]
+) -> None:
+    """Refuse options of models that take no part, and adapters that cannot be made, before anything is trained."""
+    from scdrugmap.lora.adapters import LoRAOptions
+    from scdrugmap.models import registry
+
+    names = {*models, *(m for m in models.values() if isinstance(m, str)), *inputs.BASELINES}
+    cards = {registry.get(n).card.key for n in names if _known(n)}
+    for name in options:
+        key = registry.get(name).card.key if _known(name) else name
+        if name not in names and key not in cards:
+            raise UnknownNameError(
+                "embed_options", name, sorted(names), "options go by the name of a model that takes part."
+            )
+    if lora_options:
+        try:
+            LoRAOptions(**lora_options)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = str(first["loc"][0]) if first["loc"] else "lora_options"
+            if first["type"] == "extra_forbidden":
+                raise UnknownNameError("lora_options", field, LoRAOptions.model_fields) from None
+            raise InputError("lora_options", {field: first.get("input")}, first["msg"], "pass another value.") from None
+
+
+def _known(name: str) -> bool:
+    from scdrugmap.models import registry
+
+    try:
+        registry.get(name)
+    except UnknownNameError:
+        return False
+    return True
+
+
+def check_train(model: str, options: Mapping[str, Any]) -> None:
+    """Refuse what neither ``train`` nor the model takes."""
+    from scdrugmap import tl
+    from scdrugmap.models import registry
+
+    kind: Any = registry.get(model)
+    known = {*inspect.signature(tl.train).parameters, *kind.Options.model_fields, "recipe", "groups"} - {
+        "model_options"
+    }
+    for name in options:
+        if name not in known:
+            raise UnknownNameError("embed_options", name, sorted(known), f"options of {model!r} for strategy='lora'.")
+
+
+def check_prompt(options: Mapping[str, Any]) -> None:
+    """Refuse what the prompt and its client do not take, and a client without its package."""
+    from scdrugmap import prompting
+    from scdrugmap.prompting.options import ClientOptions
+    from scdrugmap.tl._prompt_response import prompt_response
+
+    if find_spec("openai") is None:
+        raise MissingDependencyError("openai", "llm", "prompting a chat model")
+    known = {
+        *inspect.signature(prompt_response).parameters, *inspect.signature(prompting.predict).parameters,
+        *ClientOptions.model_fields,
+    } - {"options", "client", "X", "genes"}  # fmt: skip
+    for name in options:
+        if name not in known:
+            raise UnknownNameError("embed_options", name, sorted(known), "options of a prompt.")
 
 
 def renamed(options: Mapping[str, Any]) -> dict[str, Any]:

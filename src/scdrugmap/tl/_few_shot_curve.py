@@ -34,7 +34,7 @@ def few_shot_curve(
     sample_key: str = "sample",
     head: Any = "mlp",
     head_options: Mapping[str, Any] | None = None,
-    shot_weight: float | None = None,
+    shot_weight: float | None = 1.0,
     checkpoint: str | Path | None = None,
     layer: str | None = None,
     context: str | None = None,
@@ -69,7 +69,8 @@ def few_shot_curve(
     label_key, study_key, sample_key
         Columns of ``obs``.
     shot_weight
-        Weight of all shots together relative to all other training cells; ``None`` gives every cell the weight one.
+        Weight of all shots together relative to all other training cells, which is 1 by default, so that few shots are
+        not drowned by many cells of other studies; ``None`` gives every cell the weight one.
     batch_size, device, precision, progress
         As in :func:`embed`.
     rng
@@ -82,8 +83,8 @@ def few_shot_curve(
     Returns
     -------
     Tidy table, one row per number of shots, repeat and metric: ``n_shots``, ``unit``, ``repeat``, ``metric`` (``f1``,
-    ``auroc``, ``auprc``, ``balanced_accuracy``; positive class sensitive), ``value``, ``n_train``, ``n_test`` and
-    ``shared_samples`` (share of test cells whose sample also gave shots).
+    ``auroc``, ``auprc``, ``balanced_accuracy``; positive class sensitive), ``value``, ``n_train``, ``n_test``,
+    ``shared_samples`` (share of test cells whose sample also gave shots) and ``reason`` (why a value is undefined).
 
     Raises
     ------
@@ -152,9 +153,9 @@ def few_shot_curve(
     for (n, repeat, drawn, test), rows, fitted in zip(plans, trains, heads, strict=True):
         judged = test[usable[test]]
         shared = 0.0 if samples is None else float(np.isin(samples[judged], samples[drawn]).mean())
-        for metric, value in _scores(fitted, X[judged], y[judged]).items():
-            table.append((n, unit, repeat, metric, value, len(rows), len(judged), shared))
-    columns = ["n_shots", "unit", "repeat", "metric", "value", "n_train", "n_test", "shared_samples"]
+        for metric, (value, reason) in _scores(fitted, X[judged], y[judged]).items():
+            table.append((n, unit, repeat, metric, value, len(rows), len(judged), shared, reason))
+    columns = ["n_shots", "unit", "repeat", "metric", "value", "n_train", "n_test", "shared_samples", "reason"]
     return pd.DataFrame(table, columns=columns)
 
 
@@ -204,17 +205,10 @@ def _features(
     return representation.features(main, mod, engine)
 
 
-def _scores(head: Any, X: np.ndarray, y: np.ndarray) -> dict[str, float]:
-    """Metrics of one head on the test cells; undefined ones are NaN."""
-    from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
-
+def _scores(head: Any, X: np.ndarray, y: np.ndarray) -> dict[str, tuple[float, str]]:
+    """Value and, where it is undefined, the reason, per metric of one head on the test cells."""
     from scdrugmap._cohort import call
+    from scdrugmap._metrics import evaluate
 
     p = head.predict_proba(X)[:, 1]
-    both = len(np.unique(y)) == 2
-    return {
-        "f1": float(f1_score(y, call(p), zero_division=0)),
-        "auroc": float(roc_auc_score(y, p)) if both else float("nan"),
-        "auprc": float(average_precision_score(y, p)) if both else float("nan"),
-        "balanced_accuracy": float(balanced_accuracy_score(y, call(p))) if both else float("nan"),
-    }
+    return evaluate(y, p, call(p), ["f1", "auroc", "auprc", "balanced_accuracy"])

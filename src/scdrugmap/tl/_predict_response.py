@@ -12,7 +12,7 @@ import pandas as pd
 
 from scdrugmap import __version__, _anndata
 from scdrugmap._errors import InputError, ScDrugMapWarning, UnknownNameError
-from scdrugmap._keys import KEYS
+from scdrugmap._keys import CLASS_COLOURS, KEYS
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
     from scdrugmap.models.base import Model
     from scdrugmap.predictor.predictor import ResponsePredictor
+    from scdrugmap.trust.shift import Verdict
 
 STRATEGIES = ("frozen", "lora", "prompt")
+ON_SHIFT = ("warn", "abstain", "ignore")
 
 
 def predict_response(
@@ -30,16 +32,20 @@ def predict_response(
     *,
     model: str | Model | None = None,
     use_rep: Any = None,
+    checkpoint: str | Path | None = None,
     reference: AnnData | MuData | None = None,
     strategy: Literal["frozen", "lora", "prompt"] = "frozen",
     key_added: str = "response",
     n_shots: int = 0,
     shot_unit: Literal["cell", "sample"] = "cell",
+    shot_weight: float | None = 1.0,
+    adapt: Literal["none", "study", "coral", "pathways"] = "none",
     label_key: str = "response",
     sample_key: str | None = None,
     conformal: bool | float | None = None,
     ood: bool | None = None,
     abstain: float | Literal["set"] | None = None,
+    on_shift: Literal["warn", "abstain", "ignore"] = "warn",
     layer: str | None = None,
     batch_size: int | None = None,
     device: str | None = None,
@@ -60,6 +66,8 @@ def predict_response(
         A predictor or its folder; or none, and ``model`` (or ``use_rep``) with ``reference``.
     model, use_rep
         As in :func:`train`, which is called with ``reference``; for ``strategy="prompt"`` the chat model.
+    checkpoint
+        As in :func:`train`; with the folder of a predictor, where the checkpoint that it was trained on lies now.
     reference
         Labelled cells to train on, or to take the examples of a prompt from.
     strategy
@@ -71,6 +79,10 @@ def predict_response(
         ``strategy="prompt"`` the examples per class in a prompt.
     shot_unit
         Whether shots are cells or whole samples.
+    shot_weight
+        Weight of all shots together relative to all cells of ``reference``; ``None`` gives every cell the weight one.
+    adapt
+        As in :func:`train`; a predictor that is given has its own.
     label_key
         Column of ``obs`` with the labels of ``reference``, and of ``adata`` where shots are drawn.
     sample_key
@@ -84,6 +96,11 @@ def predict_response(
     abstain
         Leave ``<key>_pred`` missing for unsure cells: where the likelier class is less probable than this number, or
         (``"set"``) where the prediction set does not hold exactly one class.
+    on_shift
+        What happens where the query as a whole is unlike the training data (``uns["<key>"]["shift"]`` says so before
+        any call is made): ``"warn"`` warns, draws scores three quarters of the way to the share of sensitive cells in
+        training and lets every prediction set hold both classes; ``"abstain"`` makes no call on top of that;
+        ``"ignore"`` changes nothing.
     layer
         Layer of the raw counts; by default ``X``, or the layer that the predictor was trained on.
     batch_size, device, precision, progress
@@ -112,8 +129,12 @@ def predict_response(
         ``"resistant"``, ``"sensitive"``, ``"resistant|sensitive"`` or ``""``.
     ``obs["<key>_ood"]``
         Whether the cell lies far from all training cells.
+    ``uns["<key>_pred_colors"]``
+        The colours of the two classes, which scanpy's figures take up.
     ``uns["<key>"]``
-        ``params``, ``provenance``, ``shots`` (names of the cells that were used as examples) and ``samples``.
+        ``params``, ``provenance``, ``shots`` (names of the cells that were used as examples), ``samples``, ``shift``
+        (the verdict, ``"in domain"``, ``"shifted"`` or ``"cannot tell"``, its reason and figures; see
+        :meth:`ResponsePredictor.judge`) and ``worth`` (what the predictor reached on groups that it had not seen).
 
     Columns of a MuData's modality are mirrored as ``<mod>:<key>_pred`` and so on.
 
@@ -137,11 +158,14 @@ def predict_response(
 
     if strategy not in STRATEGIES:
         raise UnknownNameError("strategy", strategy, STRATEGIES)
+    if on_shift not in ON_SHIFT:
+        raise UnknownNameError("on_shift", on_shift, ON_SHIFT)
     check_key(key_added)
     if strategy == "prompt":
         given = {
             "predictor": predictor, "use_rep": use_rep, "sample_key": sample_key, "conformal": conformal, "ood": ood,
-            "abstain": abstain, "batch_size": batch_size, "device": device, "precision": precision,
+            "abstain": abstain, "adapt": None if adapt == "none" else adapt, "batch_size": batch_size, "device": device,
+            "precision": precision, "checkpoint": checkpoint,
         }  # fmt: skip
         for name, value in given.items():
             if value is not None:
@@ -159,27 +183,28 @@ def predict_response(
     shots = np.empty(0, dtype=np.int64)
     if predictor is not None:
         extra = [k for k, v in {"model": model, "use_rep": use_rep, "reference": reference}.items() if v is not None]
-        extra += ["n_shots"] * bool(n_shots) + list(options)
+        extra += ["n_shots"] * bool(n_shots) + ["adapt"] * (adapt != "none") + list(options)
         if extra:
             raise InputError("predictor", f"predictor with {', '.join(extra)}", "either", "leave one of the two out.")
         from scdrugmap.tl._train import load_any
 
-        trained = load_any(predictor)
+        trained = load_any(predictor, checkpoint)
     else:
         trained, shots = _train_here(
-            edit.root, edit.adata, model, use_rep, reference, strategy, n_shots, shot_unit, label_key, samples, seed, mod,
-            {"layer": layer, "batch_size": batch_size, "device": device, "precision": precision, "progress": progress,
-             "conformal": bool(conformal) if conformal is None else conformal, "ood": bool(ood), **options},
+            edit.root, edit.adata, model, use_rep, reference, strategy, n_shots, shot_unit, shot_weight, label_key, samples, seed, mod,
+            {"layer": layer, "checkpoint": checkpoint, "batch_size": batch_size, "device": device, "precision": precision, "progress": progress,
+             "adapt": adapt, "conformal": bool(conformal) if conformal is None else conformal, "ood": bool(ood), **options},
         )  # fmt: skip
     if (conformal or abstain == "set") and trained.conformal is None:
         raise InputError("conformal", conformal, "a predictor with prediction sets", "train with conformal=0.9.")
     if ood and trained.ood is None:
         raise InputError("ood", ood, "a predictor with an out-of-domain flag", "train with ood=True.")
     coverage = float(conformal) if conformal is not None and not isinstance(conformal, bool) else None
-    frame = trained.predict(
-        edit.root, mod=mod, coverage=coverage, layer=layer, batch_size=batch_size, device=device, precision=precision,
-        progress=progress,
-    )  # fmt: skip
+    engine: dict[str, Any] = {"batch_size": batch_size, "device": device, "precision": precision, "progress": progress}
+    features = trained.features(edit.root, mod=mod, layer=layer, **engine)
+    verdict = trained.judge(edit.root, mod=mod, layer=layer, features=features)
+    frame = trained.predict(edit.root, mod=mod, coverage=coverage, device=device, features=features)
+    shifted = _heed(frame, verdict, trained, on_shift)
     missing = frame["score"].isna().to_numpy()
     if missing.any():
         warnings.warn(
@@ -188,13 +213,15 @@ def predict_response(
             stacklevel=2,
         )
     abstained = _abstained(frame, abstain)
+    if shifted and on_shift == "abstain":
+        abstained = frame["score"].notna().to_numpy()
     frame.loc[abstained, "pred"] = np.nan
     record = _record(trained, coverage, abstain, int(missing.sum()), int(abstained.sum()), seed, strategy)
+    record |= {"shift": verdict.record(), "worth": trained.worth}
+    record["params"]["on_shift"] = on_shift
     record["shots"] = edit.adata.obs_names[shots].to_numpy(dtype=str)
     if samples is not None:
-        from scdrugmap.trust.samples import sample_calls
-
-        record["samples"] = sample_calls(frame["score"], samples, threshold=trained.threshold)
+        record["samples"] = _sample_table(frame["score"], samples, trained, shifted)
     if conformal is False:
         frame = frame.drop(columns="set", errors="ignore")
     if ood is False:
@@ -203,7 +230,57 @@ def predict_response(
     for column in frame:
         edit.adata.obs[key_added + suffix[str(column)]] = frame[column].array
     edit.adata.uns[key_added] = record
+    edit.adata.uns[f"{key_added}{KEYS.pred}_colors"] = list(CLASS_COLOURS)
     return edit.finish([key_added + suffix[str(column)] for column in frame])
+
+
+def _heed(frame: pd.DataFrame, verdict: Verdict, trained: ResponsePredictor, on_shift: str) -> bool:
+    """Say what the verdict and the worth are, and take a query that is shifted out of its certainty."""
+    from scdrugmap._cohort import call
+    from scdrugmap._keys import CLASSES
+    from scdrugmap._logging import get_logger
+    from scdrugmap.trust.conformal import SET_TEXT
+    from scdrugmap.trust.shift import SHIFTED, flattened
+    from scdrugmap.trust.worth import statement
+
+    get_logger().info("query: %s (%s)", verdict.verdict, verdict.reason)
+    get_logger().info(statement(trained.worth))
+    if trained.worth.get("below_floor"):
+        warnings.warn(statement(trained.worth) + ".", ScDrugMapWarning, stacklevel=3)
+    if verdict.verdict != SHIFTED or on_shift == "ignore":
+        return False
+    done = "no cell is called" if on_shift == "abstain" else "scores are drawn towards the share of sensitive cells in "
+    done += "" if on_shift == "abstain" else "training, and no prediction set excludes a class"
+    warnings.warn(
+        f"THE QUERY IS UNLIKE THE TRAINING DATA: {verdict.reason}. A call on it means nothing: {done}. "
+        "on_shift='ignore' leaves everything as the head says.",
+        ScDrugMapWarning,
+        stacklevel=3,
+    )
+    n, sensitive = trained.training.get("n_cells", 0), trained.training.get("n_sensitive", 0)
+    frame["score"] = flattened(frame["score"].to_numpy(), sensitive / n if n else 0.5)
+    codes = np.where(frame["score"].isna(), -1, call(frame["score"], trained.threshold))
+    frame["pred"] = pd.Categorical.from_codes(codes, categories=list(CLASSES))
+    if "set" in frame:
+        frame["set"] = np.where(frame["score"].isna(), frame["set"], SET_TEXT[True, True])
+    return True
+
+
+def _sample_table(score: pd.Series, samples: pd.Series, trained: ResponsePredictor, shifted: bool) -> pd.DataFrame:
+    """Calls of samples, with the doubt that held-out groups of the training have taught."""
+    from scdrugmap.trust.samples import SampleErrors, sample_calls
+
+    errors = trained.errors
+    if shifted:
+        errors = SampleErrors(np.empty(0))  # what held in training says nothing here
+    elif errors is None:
+        warnings.warn(
+            "no groups were held out in training: the intervals of samples are about their cells alone, not about how "
+            "patients differ. Train with groups=.",
+            ScDrugMapWarning,
+            stacklevel=3,
+        )
+    return sample_calls(score, samples, threshold=trained.threshold, errors=errors)
 
 
 def _train_here(
@@ -215,6 +292,7 @@ def _train_here(
     strategy: Any,
     n_shots: int,
     shot_unit: Any,
+    shot_weight: float | None,
     label_key: str,
     samples: pd.Series | None,
     seed: int,
@@ -244,7 +322,14 @@ def _train_here(
         samples = adata.obs[KEYS.sample].astype(str)
     y = encode(_anndata.obs_column(adata, label_key, "label_key"))
     rows = draw_shots(y, n_shots, samples=None if samples is None else samples.to_numpy(), unit=shot_unit, rng=seed)
+    if shot_weight is not None and not shot_weight > 0:
+        raise InputError("shot_weight", shot_weight, "None, or more than 0", "pass 1.")
     training = _with_shots(reference, adata[rows], options.get("groups"))
+    if reference is not None and shot_weight is not None and strategy != "lora":
+        shot = (training.obs["_origin"] == "query").to_numpy()
+        labelled = (encode(training.obs[label_key]) >= 0).sum() - shot.sum()
+        training.obs["_weight"] = np.where(shot, shot_weight * labelled / shot.sum(), 1.0)
+        options = options | {"weight_key": "_weight"}
     return train(training, model, use_rep=use_rep, strategy=strategy, label_key=label_key, rng=seed, **options), rows
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from scdrugmap import __version__, _anndata
 from scdrugmap._errors import InputError, InputTypeError, MissingKeyError, UnknownNameError
-from scdrugmap._keys import CLASSES, KEYS
+from scdrugmap._keys import CLASS_COLOURS, CLASSES, KEYS
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -150,6 +150,7 @@ def prompt_response(
     }
     for column, values in columns.items():
         edit.adata.obs[column] = values
+    edit.adata.uns[f"{key_added}{KEYS.pred}_colors"] = list(CLASS_COLOURS)
     edit.adata.uns[key_added] = _record(result, seed, n_shots, shots, context, options, names)
     return edit.finish(list(columns))
 

@@ -39,6 +39,9 @@ def train(
     head: Any = "mlp",
     head_options: Mapping[str, Any] | None = None,
     lora_options: Mapping[str, Any] | None = None,
+    adapt: Literal["none", "study", "coral", "pathways"] = "none",
+    study_key: str = "study",
+    weight_key: str | None = None,
     calibrate: Literal["sigmoid", "isotonic"] | None = None,
     conformal: bool | float = False,
     conformal_by: str | None = None,
@@ -75,11 +78,21 @@ def train(
         Column of ``obs`` (sample, patient ...) whose cells stay together in every inner split; by default ``sample``
         where there is such a column. ``False`` splits single cells.
     head
-        ``"mlp"`` (the published head), ``"logistic"``, or a scikit-learn classifier with ``predict_proba``.
+        ``"mlp"`` (standardised, trained to convergence), ``"published"`` (the published head), ``"logistic"``, or a
+        scikit-learn classifier with ``predict_proba``.
     head_options
-        Parameters of the head, for example ``{"standardize": True, "early_stopping": True}``.
+        Parameters of the head, for example ``{"epochs": 20}``.
     lora_options
         Fields of :class:`scdrugmap.response.LoRAOptions`: rank, epochs, learning rate, checkpoint folder ...
+    adapt
+        How cells of a new study are brought to the training cells, without their labels: ``"study"`` (every feature
+        standardised within each study), ``"coral"`` (their covariance made that of the training cells), ``"pathways"``
+        (scores of gene programmes, standardised within each study, instead of ``model`` or ``use_rep``) or ``"none"``.
+        The predictor then looks at all cells of a query together: it needs ten or more of each study.
+    study_key
+        Column of ``obs`` with the study, for ``adapt``; without it all cells are one study.
+    weight_key
+        Column of ``obs`` with the weight of each cell in training.
     calibrate
         Map scores to calibrated probabilities, fitted on held-out groups: ``"sigmoid"`` for few samples, ``"isotonic"``
         for many.
@@ -109,7 +122,8 @@ def train(
 
     Returns
     -------
-    The predictor, with ``.predict(adata)``, ``.save(folder)`` and ``.card``.
+    The predictor, with ``.predict(adata)``, ``.save(folder)``, ``.card`` and ``.worth``: what it reached on groups
+    that it had not seen.
 
     Raises
     ------
@@ -123,7 +137,9 @@ def train(
     -----
     Calibration and conformal sets rest on scores of cells whose group took no part in the head (and baseline) that
     scored them; the head itself is then trained on all labelled cells. With LoRA one part of the groups is held out
-    instead, and takes no part in the training.
+    instead, and takes no part in the training. The worth rests on the same scores, and is measured wherever two groups
+    of each class or more can be held out. Calibration that is no better there than a constant is left out, with a
+    warning; a predictor that is no better than none is returned with a warning.
 
     Examples
     --------
@@ -135,12 +151,18 @@ def train(
     """
     from scdrugmap._cohort import both_classes, read_cohort
     from scdrugmap._random import seed_of
+    from scdrugmap.heads.adapt import check_adapt
     from scdrugmap.heads.make import make_head
     from scdrugmap.predictor.adapted import fit_adapted
     from scdrugmap.predictor.fitting import Plan, fit_frozen
     from scdrugmap.predictor.predictor import ResponsePredictor, head_on
     from scdrugmap.predictor.training import Trust
 
+    check_adapt(adapt)
+    if adapt != "none" and strategy == "lora":
+        raise InputError("adapt", adapt, "'none' with strategy='lora'", "pass strategy='frozen'.")
+    if adapt == "pathways":
+        model, use_rep, checkpoint, model_options, adapt = "pathways", None, None, {}, "study"
     main = _anndata.resolve(adata, mod=mod)
     _anndata.refuse_empty(main)
     _check_arguments(model, use_rep, strategy, head, checkpoint, lora_options, model_options)
@@ -149,8 +171,11 @@ def train(
         _anndata.obs_column(main, conformal_by, "conformal_by")
         if not conformal:
             raise InputError("conformal_by", conformal_by, "None without conformal sets", "pass conformal=0.9.")
-    columns = [] if conformal_by is None else [conformal_by]
-    cohort = read_cohort(main, label_key=label_key, patient_key=None, columns=columns, groups=groups)
+    columns = [key for key in (conformal_by, weight_key) if key is not None]
+    if weight_key is not None:
+        _check_weights(main, weight_key, strategy)
+    keys: dict[str, Any] = {} if adapt == "none" else {"study_key": study_key}
+    cohort = read_cohort(main, label_key=label_key, patient_key=None, columns=columns, groups=groups, **keys)
     both_classes(cohort.y)
     trust = Trust(calibrate, (0.9 if conformal is True else float(conformal)) if conformal else None, ood, n_folds)
     _check_groups(cohort.take(cohort.labelled), trust, engine.seed)
@@ -158,9 +183,10 @@ def train(
     made = made if getattr(made, "device", None) else head_on(made, device)
     plan = Plan(
         made, trust, engine, model, use_rep, checkpoint,
-        model_options, layer, context, mod, conformal_by, lora_options,
+        model_options, layer, context, mod, conformal_by, lora_options, adapt, weight_key,
     )  # fmt: skip
     fitted = fit_adapted(main, cohort, plan) if strategy == "lora" else fit_frozen(adata, cohort, plan)
+    doubt = fitted.trained.doubt
     training: dict[str, Any] = {
         "scdrugmap": __version__, "strategy": strategy, "head": head if isinstance(head, str) else type(head).__name__,
         "seed": engine.seed, "label_key": label_key, "groups": cohort.groups_key,
@@ -170,11 +196,14 @@ def train(
     return ResponsePredictor(
         fitted.trained.head,
         fitted.representation,
-        calibration=fitted.trained.calibration,
-        conformal=fitted.trained.conformal,
-        ood=fitted.trained.ood,
+        calibration=doubt.calibration,
+        conformal=doubt.conformal,
+        ood=doubt.ood,
+        errors=doubt.errors,
+        shift=fitted.shift,
         conformal_by=conformal_by,
-        training=training,
+        training=training | ({} if adapt == "none" else {"adapt": adapt, "study_key": study_key}),
+        adaptation=fitted.adaptation,
     )
 
 
@@ -191,10 +220,19 @@ def _check_arguments(
     if use_rep is not None and (strategy == "lora" or checkpoint is not None or model_options):
         extra = "strategy='lora'" if strategy == "lora" else ", ".join([*model_options] or ["checkpoint"])
         raise InputError("use_rep", f"use_rep with {extra}", "model= for that", "pass model=<name> instead of use_rep.")
-    if strategy == "lora" and head != "mlp":
-        raise InputError("head", head, "'mlp': adapters are trained through the head", "leave head out.")
+    if strategy == "lora" and head not in ("mlp", "published"):
+        raise InputError("head", head, "'mlp' or 'published': adapters are trained through the head", "leave head out.")
     if strategy != "lora" and lora_options:
         raise InputError("lora_options", dict(lora_options), "None", "pass strategy='lora'.")
+
+
+def _check_weights(main: AnnData, key: str, strategy: str) -> None:
+    """Refuse weights that are no numbers of 0 or more, and those that would be forgotten."""
+    values = pd.to_numeric(_anndata.obs_column(main, key, "weight_key"), errors="coerce").to_numpy(dtype=float)
+    if not (np.isfinite(values).all() and (values >= 0).all()):
+        raise InputError("weight_key", f"obs[{key!r}]", "finite numbers of 0 or more", "fill or correct the column.")
+    if strategy == "lora":
+        raise InputError("weight_key", key, "None with strategy='lora'", "leave it out.")
 
 
 def _check_groups(cohort: Cohort, trust: Any, seed: int) -> None:
@@ -224,14 +262,19 @@ def _describe(obs: pd.DataFrame, cohort: Cohort) -> dict[str, Any]:
     }
 
 
-def load_any(predictor: Any) -> ResponsePredictor:
-    """Return a predictor that is given as such or as its folder."""
+def load_any(predictor: Any, checkpoint: str | Path | None = None) -> ResponsePredictor:
+    """Return a predictor that is given as such or as its folder, with its checkpoint at another place if asked for."""
     from scdrugmap.predictor.predictor import ResponsePredictor, load_predictor
 
     if isinstance(predictor, ResponsePredictor):
+        if checkpoint is not None:
+            raise InputError(
+                "checkpoint", str(checkpoint), "None beside a loaded predictor",
+                "pass the predictor's folder, or load_predictor(folder, checkpoint=...).",
+            )  # fmt: skip
         return predictor
     if isinstance(predictor, str | Path):
-        return load_predictor(predictor)
+        return load_predictor(predictor, checkpoint=checkpoint)
     raise InputTypeError(
         "predictor", type(predictor).__name__, "a ResponsePredictor or its folder", "pass what sd.tl.train returned."
     )

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import bz2
+import codecs
+import contextlib
 import csv
 import gzip
 import io
 import lzma
+import math
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +23,8 @@ from scdrugmap._errors import InputError
 
 #: Bytes of text per block; a block needs about forty times as much memory while it is parsed.
 BLOCK = 4 << 20
+#: In the order in which they are tried.
+SEPARATORS = "\t,;| "
 NEWLINE, QUOTE, ZERO, NINE = 10, 34, 48, 57
 
 
@@ -34,11 +40,14 @@ class Layout:
         Names of the leading text columns (blank where the header does not name them).
     names
         Names of the value columns, from the header.
+    skipped
+        Lines up to and including the header.
     """
 
     separator: str
     labels: tuple[str, ...]
     names: tuple[str, ...]
+    skipped: int = 1
 
 
 @dataclass(frozen=True)
@@ -49,21 +58,93 @@ class Block:
     values: sparse.csr_matrix
 
 
-def open_text(path: Path) -> Any:
-    """Open a plain, gzip, bzip2 or xz file for reading bytes; the content decides, not the name."""
+@contextlib.contextmanager
+def open_text(path: Path) -> Iterator[Any]:
+    """Open a plain, gzip, bzip2 or xz file for reading bytes of UTF-8; the content decides, not the name.
+
+    Raises
+    ------
+    InputError
+        The file is cut off or damaged, as a download that broke off leaves it.
+    """
+    try:
+        with _opened(path) as stream:
+            yield stream
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: object) -> InputError:
+    """The error for a file that is not all there."""
+    return InputError(
+        "path",
+        f"{path.name}, which is cut off or damaged ({error})",
+        "a complete file",
+        "fetch it again and compare its size with that at the source.",
+    )
+
+
+def _opened(path: Path) -> Any:
     with path.open("rb") as raw:
         magic = raw.read(6)
-    if magic.startswith(b"\x1f\x8b"):
-        return gzip.open(path, "rb")
-    if magic.startswith(b"BZh"):
-        return bz2.open(path, "rb")
-    if magic.startswith(b"\xfd7zXZ"):
-        return lzma.open(path, "rb")
-    return path.open("rb")
+    if magic.startswith(b"\x28\xb5\x2f\xfd"):
+        raise InputError("path", f"{path.name}, compressed with zstd", "plain, gzip, bzip2 or xz", "unpack it first.")
+    stream: Any = path.open("rb")
+    for start, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ", lzma.open)):
+        if magic.startswith(start):
+            stream.close()
+            stream = opener(path, "rb")
+    try:
+        head = stream.read(1 << 16)
+    except EOFError:
+        head = b""  # cut off early: the reading itself will say so
+    stream.seek(0)
+    encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        encoding = encoding if encoding == "utf-16" else "cp1252"
+    if encoding == "utf-16" or (b"\r" in head and b"\n" not in head):
+        return _Recoded(stream, encoding)
+    return stream
+
+
+class _Recoded:
+    """A file in UTF-16, or with the line ends of old Macs, as bytes of UTF-8 with plain line ends."""
+
+    def __init__(self, stream: Any, encoding: str) -> None:
+        self.text = io.TextIOWrapper(stream, encoding=encoding, errors="replace", newline=None)
+
+    def read(self, size: int = -1) -> bytes:
+        return self.text.read(size).encode()
+
+    def readline(self) -> bytes:
+        return self.text.readline().encode()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.readline, b"")
+
+    def __enter__(self) -> _Recoded:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.text.close()
+
+
+def decode(text: bytes) -> str:
+    """Names in UTF-8, or in the encoding of western Windows where they are none."""
+    try:
+        return text.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return text.decode("cp1252", errors="replace")
 
 
 def sniff(path: Path, n_labels: int | None = None) -> Layout:
     """Find the separator, the leading text columns and the names of the value columns.
+
+    The separator is the one under which the header and the first rows agree; lines above the header are skipped.
 
     Parameters
     ----------
@@ -79,37 +160,67 @@ def sniff(path: Path, n_labels: int | None = None) -> Layout:
     Raises
     ------
     InputError
-        If header and first row do not fit together.
+        If header and first rows do not fit together.
     """
-    with open_text(path) as lines:
-        header, first = (lines.readline().decode("utf-8-sig").rstrip("\r\n") for _ in range(2))
-    if not first:
+    with open_text(path) as stream:
+        lines = [decode(stream.readline()).rstrip("\r\n") for _ in range(16)]
+    lines = lines[: max((i for i, line in enumerate(lines) if line.strip()), default=-1) + 1]
+    if len(lines) < 2:
         raise InputError("path", str(path), "a header and at least one row", "check that the download is complete.")
-    separator = max("\t,; ", key=lambda s: (header.count(s), s == "\t"))
-    head, row = (next(csv.reader([line], delimiter=separator)) for line in (header, first))
-    if head and head[-1] == "" and len(head) == len(row) + 1:
+    for skipped in range(min(len(lines) - 1, 10)):
+        for separator in SEPARATORS:
+            found = _fit(lines[skipped:], separator)
+            if found is not None:
+                return _layout(path, separator, skipped + 1, *found, n_labels)
+    counts = {s: [len(next(csv.reader([line], delimiter=s))) for line in lines[:2]] for s in SEPARATORS}
+    head, first = max(counts.values(), key=lambda pair: min(pair))
+    texts = "" if head != first else "; the second line may be another header, of texts"
+    raise InputError(
+        "path",
+        f"{head} fields in the header and {first} in the first row of {path.name}{texts}",
+        "as many, or one less in the header, and numbers in the rows",
+        "check that the file is a matrix with one header line, separated by tabs, commas, semicolons, bars or blanks.",
+    )
+
+
+def _fit(lines: list[str], separator: str) -> tuple[list[str], list[list[str]]] | None:
+    """The fields of header and first rows if this separator makes a table of them."""
+    head, *rows = (next(csv.reader([line], delimiter=separator)) if line else [] for line in lines[:6])
+    rows = [row for row in rows if row]
+    if head and head[-1] == "" and rows and len(head) == len(rows[0]) + 1:
         head = head[:-1]
-    if len(row) - len(head) not in (0, 1):
+    if not rows or len(rows[0]) < 2 or len(rows[0]) - len(head) not in (0, 1):
+        return None
+    rows = [row for row in rows if len(row) == len(rows[0])]
+    return (head, rows) if any(_is_number(field) for row in rows for field in row[1:]) else None
+
+
+def _layout(
+    path: Path, separator: str, skipped: int, head: list[str], rows: list[list[str]], n_labels: int | None
+) -> Layout:
+    """Tell the leading text columns from the values."""
+    width = len(rows[0])
+    if len(head) == width and len(set(head[1:])) < width - 1 and all(map(_is_number, head[1:])):
         raise InputError(
             "path",
-            f"{len(head)} fields in the header and {len(row)} in the first row of {path.name}",
-            "as many, or one less in the header",
-            "check that the file is a matrix with one header line.",
+            f"numbers in the first line of {path.name}",
+            "a header line with names",
+            "add a line with the names of the columns.",
         )
-    head = [""] * (len(row) - len(head)) + head
+    head = [""] * (width - len(head)) + head
     if n_labels is None:
-        n_labels = max(1, next((i for i, field in enumerate(row) if _is_number(field)), len(row)))
+        texts = [not any(_is_number(row[i]) for row in rows) for i in range(width)]
+        n_labels = max(1, texts.index(False) if False in texts else width)
     if len(head) <= n_labels:
         raise InputError("path", str(path), "columns of numbers", "check the separator and the file.")
-    return Layout(separator, tuple(head[:n_labels]), tuple(head[n_labels:]))
+    return Layout(separator, tuple(head[:n_labels]), tuple(head[n_labels:]), skipped)
 
 
 def _is_number(field: str) -> bool:
     try:
-        float(field)
+        return math.isfinite(float(field))
     except ValueError:
         return False
-    return True
 
 
 def blocks(path: Path, layout: Layout, size: int = BLOCK) -> Iterator[Block]:
@@ -133,9 +244,10 @@ def blocks(path: Path, layout: Layout, size: int = BLOCK) -> Iterator[Block]:
     InputError
         If a row has another number of fields or a field is no number; the message names the line.
     """
-    line = 2
+    line = layout.skipped + 1
     with open_text(path) as stream:
-        stream.readline()
+        for _ in range(layout.skipped):
+            stream.readline()
         rest = b""
         while data := stream.read(size):
             data = rest + data
@@ -156,17 +268,17 @@ def _parse(text: bytes, layout: Layout, name: str, line: int) -> Block:
     plain = text.replace(b'"', b"")
     starts, ends = _fields(plain, layout.separator, n_fields)
     if starts is None and plain != text:
-        rows = list(csv.reader(io.StringIO(text.decode()), delimiter=layout.separator))
+        rows = list(csv.reader(io.StringIO(decode(text)), delimiter=layout.separator))
         _check_width(rows, n_fields, name, line)
         values = "\n".join(layout.separator.join(r[n_labels:]) for r in rows) + "\n"
         inner = _parse(values.encode(), Layout(layout.separator, (), layout.names), name, line)
         return Block([tuple(r[:n_labels]) for r in rows], inner.values)
     if starts is None:
-        rows = [r.split(layout.separator) for r in plain.decode().splitlines()]
+        rows = [r.split(layout.separator) for r in decode(plain).splitlines()]
         _check_width(rows, n_fields, name, line)
     assert starts is not None and ends is not None
     labels = [
-        tuple(plain[i:j].decode() for i, j in zip(a, b, strict=True))
+        tuple(decode(plain[i:j]) for i, j in zip(a, b, strict=True))
         for a, b in zip(starts[:, :n_labels].tolist(), ends[:, :n_labels].tolist(), strict=True)
     ]
     values = _values(plain, starts[:, n_labels:], ends[:, n_labels:], name, line)
@@ -225,7 +337,7 @@ def _values(text: bytes, starts: np.ndarray, ends: np.ndarray, name: str, line: 
             "path",
             f"{fields[bad].decode(errors='replace')!r} in line {line + row[rest[bad]]} of {name}",
             "a number",
-            "missing values and text columns are not part of a count matrix; see n_labels.",
+            "missing values, decimal commas and text columns are not part of a count matrix; see n_labels.",
         )
     matrix = sparse.csr_matrix((value.astype(np.float32), (row, column)), shape=starts.shape)
     matrix.eliminate_zeros()

@@ -15,6 +15,8 @@ from scipy import sparse
 
 from scdrugmap._errors import ScDrugMapWarning
 from scdrugmap._keys import CLASSES, KEYS
+from scdrugmap._labels import mapping_for, word_label
+from scdrugmap.genes.identifiers import Genes
 
 #: ``obs`` columns of every loaded study, and what sources call them.
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -26,6 +28,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     KEYS.cancer_type: ("cancer", "disease"),
     KEYS.time_point: ("timepoint", "time"),
 }
+#: Where a source's own column "response" goes that does not say resistant or sensitive.
+SOURCE = "source_response"
 HOW_TO_LABEL = (
     "the response of a cell cannot be read off this source; obs['response'] is empty. Fix: put what the samples' "
     "descriptions say into an obs column and call scdrugmap.pp.harmonize_response(adata, column)."
@@ -33,13 +37,9 @@ HOW_TO_LABEL = (
 
 
 def response_of(texts: pd.Series) -> pd.Categorical:
-    """Read ``sensitive`` or ``resistant`` in a text; anything else, or both, stays empty."""
-    low = texts.astype("string").str.lower()
-    pattern = r"(?<!in)(?<!non)(?<!non[-_ ])(?<!not[-_ ])"
-    hits = {c: low.str.contains(pattern + c).fillna(False).to_numpy(bool) for c in CLASSES}
-    labels = np.full(len(texts), None, object)
-    for this, other in (CLASSES, CLASSES[::-1]):
-        labels[hits[this] & ~hits[other]] = this
+    """Read the word ``sensitive`` or ``resistant`` in a text; anything else, both, or a word that bends it stays empty."""
+    known = {text: word_label(str(text)) for text in texts.dropna().unique()}
+    labels = texts.astype(object).map(known).to_numpy(dtype=object)
     return pd.Categorical(labels, categories=list(CLASSES))
 
 
@@ -63,12 +63,21 @@ def tidy_obs(obs: pd.DataFrame, facts: Mapping[str, str], *, response: str | Non
     """
     obs = obs.copy()
     if response is not None:
-        texts = obs[response]
+        texts = obs[response].astype(object)
         obs[KEYS.response] = response_of(texts)
-        unread = sorted(set(map(str, texts[obs[KEYS.response].isna()])))
+        unread = sorted(set(map(str, texts[obs[KEYS.response].isna() & texts.notna()])) - {""})
         if unread:
-            _warn(f"{what}: {response} holds {', '.join(map(repr, unread[:5]))}, which is neither; {HOW_TO_LABEL}")
+            column = response
+            if response == KEYS.response:
+                obs[SOURCE] = texts.astype("string").astype(object)
+                column = SOURCE
+            _warn(
+                f"{what}: {response} holds {', '.join(map(repr, unread[:5]))}, which is neither; those cells have no "
+                f"label. Fix: scdrugmap.pp.harmonize_response(adata, {column!r}, mapping={mapping_for(unread[:20])})."
+            )
     else:
+        if KEYS.response in obs:
+            obs = obs.rename(columns={KEYS.response: SOURCE})
         obs[KEYS.response] = pd.Categorical([None] * len(obs), categories=list(CLASSES))
         _warn(f"{what}: {HOW_TO_LABEL}")
     for column, others in COLUMNS.items():
@@ -84,20 +93,22 @@ def tidy_obs(obs: pd.DataFrame, facts: Mapping[str, str], *, response: str | Non
     return obs
 
 
-def tidy_var(names: pd.Index, *, symbols: pd.Series | None = None) -> pd.DataFrame:
+def tidy_var(names: pd.Index, *, symbols: pd.Series | None = None, ensembl: pd.Series | None = None) -> pd.DataFrame:
     """``var`` with unique names; identifiers that are recognised go to their own column."""
     from anndata.utils import make_index_unique
 
-    original = pd.Index(names.astype(str)).rename(None)
+    original = pd.Index(names.astype(str).astype(object)).rename(None)
     var = pd.DataFrame(index=make_index_unique(original) if not original.is_unique else original)
-    ensembl = original.str.fullmatch(r"ENS[A-Z]*G\d{6,}(\.\d+)?")
+    found = Genes.from_names(original, symbols=symbols, ensembl=ensembl)
+    has_ids = bool((found.ensembl != "").any())
     if symbols is not None:
         var[KEYS.gene_symbol] = np.asarray(symbols, object)
-    elif not ensembl.any():
+    elif not has_ids:
         var[KEYS.gene_symbol] = np.asarray(original, object)
-    if ensembl.any():
-        stripped = original.str.replace(r"\.\d+$", "", regex=True)
-        var[KEYS.ensembl_id] = np.where(ensembl, stripped, "").astype(object)
+    elif (found.symbols != "").any():
+        var[KEYS.gene_symbol] = found.symbols.astype(object)
+    if has_ids:
+        var[KEYS.ensembl_id] = found.ensembl.astype(object)
     return var
 
 

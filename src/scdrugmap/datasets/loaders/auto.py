@@ -45,7 +45,7 @@ def load(path: str | Path, *, facts: Mapping[str, str] | None = None, **options:
         raise InputError("path", str(path), "an existing file or folder", "check the spelling.")
     name = path.name.lower()
     if path.is_dir():
-        triplet = any((path / f"matrix.mtx{end}").is_file() for end in ("", ".gz"))
+        triplet = any((path / f"matrix.mtx{end}").is_file() for end in ("", ".gz", ".bz2", ".xz"))
         return (
             loaders.read_10x_mtx(path, facts=facts, **options)
             if triplet

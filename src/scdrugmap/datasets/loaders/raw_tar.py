@@ -18,6 +18,7 @@ from scdrugmap.datasets.loaders import _tidy
 from scdrugmap.datasets.loaders.tenx import read_10x_h5, read_10x_mtx
 from scdrugmap.datasets.loaders.text import Orientation, read_text
 
+_GENOME = r"(?i)(GRCh3[78]|hg19|hg38|GRCm3[89]|mm10|mm39|rn\d)[\w.-]*"
 #: Files of a sample that hold no matrix.
 _SIDE = re.compile(r"(barcodes|cells|features|genes|metadata|meta|annotation)s?\.(tsv|csv|txt)", re.IGNORECASE)
 
@@ -70,14 +71,11 @@ def read_raw_tar(
         if path.is_file():
             folder = Path(scratch)
             unpack(path, folder)
-        parts = _read_samples(folder, samples, orientation, facts)
+        _refuse_genomes(folder)
+        parts, failed = _read_samples(folder, samples, orientation, facts)
     if not parts:
-        raise InputError(
-            "path",
-            str(path),
-            "a matrix (mtx triplet, h5 or text) per sample",
-            "list the archive and read its files one by one.",
-        )
+        fix = f"mend the files: {'; '.join(failed[:3])}" if failed else "look at what the archive holds."
+        raise InputError("path", str(path), "a matrix (mtx triplet, h5 or text) per sample that can be read", fix)
     adata = ad.concat(parts, join="outer", fill_value=0, index_unique=None, merge="first")
     adata = adata[:, pd.unique(np.concatenate([part.var_names for part in parts]))].copy()  # concat sorts the genes
     adata.obs[KEYS.response] = pd.Categorical(adata.obs[KEYS.response], categories=list(CLASSES))
@@ -86,8 +84,24 @@ def read_raw_tar(
     return _tidy.finish(adata, path.name)
 
 
-def _read_samples(folder: Path, samples: str, orientation: Orientation, facts: Mapping[str, str]) -> list[ad.AnnData]:
-    """Read every file that holds a matrix; what cannot be read is named in a warning."""
+def _refuse_genomes(folder: Path) -> None:
+    """Refuse one sample whose genomes lie in folders of their own: their cells are the same."""
+    genomes = [
+        p
+        for p in sorted(folder.glob("*"))
+        if p.is_dir() and re.fullmatch(_GENOME, p.name) and any(p.glob("matrix.mtx*"))
+    ]
+    if len(genomes) > 1:
+        names = ", ".join(p.name for p in genomes)
+        raise InputError(
+            "path", f"{folder} with the genomes {names}", "one genome", f"read it: load({str(genomes[0])!r})."
+        )
+
+
+def _read_samples(
+    folder: Path, samples: str, orientation: Orientation, facts: Mapping[str, str]
+) -> tuple[list[ad.AnnData], list[str]]:
+    """Read every file that holds a matrix; what cannot be read is named in a warning, and returned."""
     parts, failed = [], []
     for file in sorted(p for p in folder.rglob("*") if p.is_file() and re.search(samples, p.name)):
         if _SIDE.search(file.name):
@@ -96,14 +110,14 @@ def _read_samples(folder: Path, samples: str, orientation: Orientation, facts: M
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ScDrugMapWarning)  # said once, for all samples
                 part = _read_one(file, orientation, facts)
-        except (InputError, UnicodeDecodeError, ValueError) as error:
+        except (InputError, OSError, ValueError, KeyError, IndexError) as error:
             failed.append(f"{file.name} ({error})")
             continue
         if part is not None:
             parts.append(_label(part, file))
-    if failed:
+    if failed and parts:
         _tidy._warn(f"{len(failed)} files hold no matrix that can be read: {'; '.join(failed[:5])}")
-    return parts
+    return parts, failed
 
 
 def _read_one(file: Path, orientation: Orientation, facts: Mapping[str, str]) -> ad.AnnData | None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any, Literal
 
 import anndata as ad
+import numpy as np
 import pandas as pd
 from scipy import sparse
 
 from scdrugmap._errors import InputError
 from scdrugmap._keys import KEYS
-from scdrugmap.datasets.loaders import _tidy
+from scdrugmap.datasets.loaders import _roles, _tidy
 from scdrugmap.datasets.loaders._parse import Layout, blocks, sniff
 from scdrugmap.datasets.loaders._store import CsrStore, transposed
+from scdrugmap.genes.features import feature_kinds
 
 Orientation = Literal["auto", "genes x cells", "cells x genes"]
 
@@ -89,8 +92,8 @@ def read_text(
     orientation
         Whether a row is a gene or a cell; recognised by the names if ``"auto"``.
     n_labels
-        Leading text columns; recognised if left out. With cells in rows the further ones go to ``obs``, with genes in
-        rows the second is taken for the symbol.
+        Leading text columns; recognised if left out. With cells in rows the further ones go to ``obs``; with genes in
+        rows symbols and Ensembl ids are told by their content, and other columns go to ``var``.
     response
         Label column that holds the response as text.
     facts
@@ -109,7 +112,13 @@ def read_text(
     Raises
     ------
     InputError
-        If the file is no matrix of numbers (the message names the line) or the orientation cannot be told.
+        If the file is no matrix of numbers (the message names the line), is cut off, or the orientation cannot be told.
+
+    Warns
+    -----
+    ScDrugMapWarning
+        Columns or rows are no genes or cells (a response of 0 and 1, clusters, lengths, totals): they go to ``obs`` or
+        ``var``, and rows that add up others are left out.
 
     Examples
     --------
@@ -188,13 +197,21 @@ def _uns(path: Path, watch: _Watch) -> dict[str, Any]:
 
 def _convert_cells(path: Path, layout: Layout, target: Path, facts: Mapping[str, str], response: str | None) -> None:
     labels: list[tuple[str, ...]] = []
+    annotation: list[np.ndarray] = []
     watch = _Watch()
-    with CsrStore(target, len(layout.names)) as store:
+    foreign = _roles.not_genes(layout.names, next(blocks(path, layout)).values)
+    _say_left_out(path, "columns are no genes and go to obs", np.asarray(layout.names)[foreign])
+    with CsrStore(target, int((~foreign).sum())) as store:
         for block in blocks(path, layout):
-            labels += block.labels
-            store.append(watch(block.values))
+            cells = ~_roles.tallies([row[0] if row else "" for row in block.labels])
+            _say_left_out(path, "rows add up others and are left out", [r[0] for r in compress(block.labels, ~cells)])
+            labels += compress(block.labels, cells)
+            values = block.values if cells.all() else block.values[cells]
+            annotation.append(values[:, foreign].toarray())
+            store.append(watch(values[:, ~foreign] if foreign.any() else values))
         names = [n or f"label_{i}" for i, n in enumerate(layout.labels)]
         obs = pd.DataFrame(labels, columns=names)
+        obs = obs.join(_numbers(np.concatenate(annotation), np.asarray(layout.names)[foreign]), rsuffix="_2")
         obs.index = pd.Index(_unique(obs.iloc[:, 0]))
         obs = obs.iloc[:, 1:]
         if response is not None and response not in obs:
@@ -205,29 +222,64 @@ def _convert_cells(path: Path, layout: Layout, target: Path, facts: Mapping[str,
                 "name a label column.",
             )
         table = _tidy.tidy_obs(obs, facts, response=response, what=path.name)
-        store.finish(table, _tidy.tidy_var(pd.Index(layout.names)), _uns(path, watch))
+        store.finish(table, _tidy.tidy_var(pd.Index(np.asarray(layout.names)[~foreign])), _uns(path, watch))
 
 
 def _convert_genes(path: Path, layout: Layout, target: Path, facts: Mapping[str, str]) -> None:
     labels: list[tuple[str, ...]] = []
+    annotation: list[np.ndarray] = []
     watch = _Watch()
+    foreign = _roles.not_cells(layout.names, next(blocks(path, layout)).values)
+    _say_left_out(path, "columns are no cells and go to var", np.asarray(layout.names)[foreign])
 
     def rows() -> Iterator[sparse.csr_matrix]:
         for block in blocks(path, layout):
             labels.extend(block.labels)
-            yield watch(block.values)
+            annotation.append(block.values[:, foreign].toarray())
+            yield block.values[:, ~foreign] if foreign.any() else block.values
 
-    turned = transposed(rows(), len(layout.names), target.parent)
+    turned = transposed(rows(), int((~foreign).sum()), target.parent)
     first = next(turned)  # all genes have been read by now
-    with CsrStore(target, first.shape[1]) as store:
-        store.append(first)
-        for part in turned:
-            store.append(part)
-        table = pd.DataFrame(labels)
-        symbols = table[1] if table.shape[1] > 1 else None
-        obs = pd.DataFrame(index=pd.Index(_unique(pd.Series(layout.names))))
+    table = pd.DataFrame(labels, columns=[n or f"label_{i}" for i, n in enumerate(layout.labels)])
+    roles = _roles.text_columns(table)
+    strange = _roles.not_genes(roles.names.tolist())
+    adds_up = _roles.tallies(roles.names.tolist()) & (feature_kinds(roles.names) == "")
+    genes = ~strange & ~adds_up
+    _say_left_out(path, "rows are no genes and go to obs", roles.names[strange & ~adds_up])
+    _say_left_out(path, "rows add up others and are left out", roles.names[adds_up])
+    more: list[np.ndarray] = []
+    with CsrStore(target, int(genes.sum())) as store:
+        for part in chain([first], turned):
+            more.append(part[:, strange & ~adds_up].toarray())
+            store.append(watch(part if genes.all() else part[:, genes]))
+        obs = _numbers(np.concatenate(more), roles.names[strange & ~adds_up].to_numpy(str))
+        obs.index = pd.Index(_unique(pd.Series(np.asarray(layout.names)[~foreign])))
         obs = _tidy.tidy_obs(obs, facts, response=None, what=path.name)
-        store.finish(obs, _tidy.tidy_var(pd.Index(table[0]), symbols=symbols), _uns(path, watch))
+        var = _tidy.tidy_var(
+            pd.Index(roles.names[genes]),
+            symbols=None if roles.symbols is None else roles.symbols[genes],
+            ensembl=None if roles.ensembl is None else roles.ensembl[genes],
+        )
+        numbers = _numbers(np.concatenate(annotation), np.asarray(layout.names)[foreign])
+        for column, values in {**roles.others, **numbers}.items():
+            var[column] = np.asarray(values)[genes]
+        store.finish(obs, var, _uns(path, watch))
+
+
+def _numbers(values: np.ndarray, names: np.ndarray) -> pd.DataFrame:
+    """Columns of annotation: whole numbers as such."""
+    columns = {}
+    for name, column in zip(names, values.T, strict=True):
+        whole = bool((column == np.rint(column)).all())
+        columns[str(name) or "unnamed"] = column.astype(np.int64) if whole else column.astype(np.float64)
+    return pd.DataFrame(columns, index=pd.RangeIndex(len(values)))
+
+
+def _say_left_out(path: Path, what: str, names: Any) -> None:
+    names = list(map(str, names))
+    if names:
+        more = " ..." if len(names) > 10 else ""
+        _tidy._warn(f"{path.name}: {len(names)} {what}: {', '.join(map(repr, names[:10]))}{more}.")
 
 
 def _unique(names: pd.Series) -> pd.Index:

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from scdrugmap._anndata import Columns
 from scdrugmap._errors import InputError, ScDrugMapWarning
 
 
@@ -58,6 +59,8 @@ class FileCounts:
 
 def portable(X: Any) -> Any:
     """Return counts that can be sent to another process: those of an open HDF5 file by name, others as they are."""
+    if isinstance(X, Columns):
+        return Columns(portable(X.matrix), X.columns)
     place = getattr(X, "group", X)
     if not type(place).__module__.startswith("h5py."):
         return X

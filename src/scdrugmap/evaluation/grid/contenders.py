@@ -5,14 +5,21 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from scdrugmap._errors import InputError
 
+#: Components that a sample probe looks at; the covariance of thousands of features took half of a run.
+PROBED = 100
 Predict = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+
+
+#: What stands for a head in digests. Version 0.1 called the published head "mlp": its units go on as "published", and
+#: are never taken for those of the head that is called "mlp" now.
+_DIGESTED = {"published": "mlp", "mlp": "mlp, standardised and trained to convergence"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +38,7 @@ class Head:
     def digest(self) -> str:
         """Digest of the kind and all parameters."""
         what = self.spec if isinstance(self.spec, str) else f"{type(self.spec).__module__}.{self.spec!r}"
+        what = _DIGESTED.get(what, what)
         return hashlib.sha256(repr((what, sorted(self.options.items()))).encode()).hexdigest()
 
 
@@ -47,6 +55,7 @@ class Contender:
     kind
         ``"array"``: a representation of every cell, made without labels. ``"fitted"``: learnt from the training
         cells of each fold. ``"rule"``: ignores the cells' content. ``"custom"``: trains and predicts by itself.
+        ``"absent"``: cannot take part; it stands in the table with the reason.
     digest
         Digest of the content; part of the key under which results are stored.
     heads
@@ -63,11 +72,15 @@ class Contender:
         Caveat that goes into every row of the table.
     manifest
         Further provenance: checkpoint digest, obsm key.
+    reason
+        Why it cannot take part, or empty.
+    adapt
+        See :mod:`scdrugmap.heads.adapt`.
     """
 
     name: str
     strategy: str
-    kind: Literal["array", "fitted", "rule", "custom"]
+    kind: Literal["array", "fitted", "rule", "custom", "absent"]
     digest: str
     heads: tuple[Head, ...] = (Head(""),)
     X: np.ndarray | None = None
@@ -76,6 +89,13 @@ class Contender:
     predict: Predict | None = None
     note: str = ""
     manifest: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    adapt: str = "none"
+
+    def adapted(self, how: str) -> Contender:
+        """Return it with the cells of a new study brought to those of the training."""
+        digest = f"{self.digest}:adapt={how}"
+        return replace(self, name=f"{self.name} + {how}", digest=digest, adapt=how)
 
 
 def array_digest(X: np.ndarray) -> str:
@@ -150,6 +170,8 @@ def fit_predict(
     *,
     groups: np.ndarray | None,
     seed: int,
+    adapt: str = "none",
+    study: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """Train one head per fold and return P(sensitive) of its test rows.
 
@@ -168,13 +190,16 @@ def fit_predict(
         ``(m,)`` samples, kept whole by inner validation splits.
     seed
         Seed of every head.
+    adapt, study
+        How cells of a new study are brought to the training cells of a fold, and the study of each cell.
 
     Returns
     -------
     list
         ``(len(test),)`` float64 per fold.
     """
-    from scdrugmap.heads.fit import fit_folds
+    from scdrugmap.heads.adapt import Adaptation
+    from scdrugmap.heads.fit import fit_folds, fit_with
     from scdrugmap.heads.make import make_head
 
     usable = np.isfinite(X).all(axis=1)
@@ -184,13 +209,23 @@ def fit_predict(
         if len(np.unique(y[kept])) < 2:
             raise ValueError(f"only {len(kept)} of {len(train)} training cells have an embedding, of one class")
     made = make_head(head.spec, random_state=seed, **head.options)
-    fitted = fit_folds(made, clean, y, trains, groups)
+    tests = [test[usable[test]] for _, test in folds]
+    if adapt == "none":
+        fitted = fit_folds(made, clean, y, trains, groups)
+        asked = [clean[test] for test in tests]
+    else:
+        assert study is not None
+        fitted, asked = [], []
+        for train, test in zip(trains, tests, strict=True):
+            adaptation = Adaptation.fit(clean[train], study[train], adapt)
+            X_train = adaptation(clean[train], study[train], training=True)
+            fitted.append(fit_with(made, X_train, y[train], None if groups is None else groups[train]))
+            asked.append(adaptation(clean[test], study[test]))
     out = []
-    for (_, test), train, model in zip(folds, trains, fitted, strict=True):
+    for (_, test), train, model, X_test in zip(folds, trains, fitted, asked, strict=True):
         score = np.full(len(test), float(y[train].mean()))
-        good = usable[test]
-        if good.any():
-            score[good] = model.predict_proba(clean[test[good]])[:, list(model.classes_).index(1)]
+        if len(X_test):
+            score[usable[test]] = model.predict_proba(X_test)[:, list(model.classes_).index(1)]
         out.append(score)
     return out
 
@@ -228,13 +263,19 @@ def sample_probe(X: np.ndarray, sample: np.ndarray, train: np.ndarray, test: np.
 
     Notes
     -----
-    Linear discriminant analysis with a shrunken covariance on standardised features. A representation that knows the
-    sample can score high under a random-cell split without knowing anything about response.
+    Linear discriminant analysis with a shrunken covariance on standardised features, of more than ``PROBED`` of them on
+    their leading components. A representation that knows the sample can score high under a random-cell split without
+    knowing anything about response.
     """
+    from sklearn.decomposition import TruncatedSVD
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     X = np.where(np.isfinite(X).all(axis=1)[:, None], X, np.float32(0))
-    probe = make_pipeline(StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"))
+    steps: list[Any] = [StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")]
+    n_components = min(PROBED, len(train) - 1)
+    if X.shape[1] > PROBED and n_components > 0:
+        steps.insert(1, TruncatedSVD(n_components, n_iter=2, random_state=0))
+    probe = make_pipeline(*steps)
     return probe.fit(X[train], sample[train]).predict(X[test]).astype(np.int64)

@@ -79,13 +79,20 @@ def read_cells(
 
 
 def find_duplicates(adata: AnnData, study: np.ndarray, layer: str | None = None) -> np.ndarray:
-    """Codes of copied cells by counts, and by ``obs["series"]`` (else study) and ``obs["barcode"]`` where they are."""
+    """Codes of copied cells by counts, and by ``obs["series"]`` (else study) and ``obs["barcode"]`` where they are.
+
+    On the result of :func:`scdrugmap.pp.concat_studies`, cells of several studies are compared on the genes that all have.
+    """
     X = None
     if adata.n_vars and (layer is not None or adata.X is not None):
         X = _anndata.counts(adata, layer)
     barcode = adata.obs["barcode"].to_numpy(dtype=object) if "barcode" in adata.obs else None
     series = adata.obs["series"].to_numpy(dtype=object) if "series" in adata.obs else study
-    return duplicate_groups(X, series=series, barcode=barcode, n=adata.n_obs)
+    common = None
+    if KEYS.concat in adata.uns and "n_studies" in adata.var:
+        n_studies = adata.var["n_studies"].to_numpy()
+        common = n_studies == len(adata.uns[KEYS.concat]["studies"])
+    return duplicate_groups(X, series=series, barcode=barcode, common=common, origin=study, n=adata.n_obs)
 
 
 def read_counts(adata: AnnData, layer: str | None) -> tuple[Counted | None, str]:
@@ -154,7 +161,7 @@ def baseline_contenders(
     for name in wanted:
         if name not in BASELINES:
             raise UnknownNameError("baselines", name, BASELINES)
-    counts = None
+    counts, out = None, []
     lacking = [n for n in wanted if n in NEED_COUNTS]
     if lacking:
         counts, why = read_counts(adata, layer)
@@ -164,12 +171,12 @@ def baseline_contenders(
             )
         if counts is None:
             warnings.warn(f"baselines {lacking} are left out: {why}", ScDrugMapWarning, stacklevel=4)
-            wanted = [n for n in wanted if n not in NEED_COUNTS]
     out = [c for c in rule_contenders() if c.name in wanted]
     logistic = (Head("logistic"),)
-    for name in (n for n in wanted if n in NEED_COUNTS):
-        assert counts is not None
-        if name == "depth":
+    for name in lacking:
+        if counts is None:
+            out.append(absent_contender(name, f"left out: {why}", logistic))
+        elif name == "depth":
             out.append(array_contender(name, depth_features(counts.X), logistic, strategy="baseline"))
         else:
             chosen = ({"max_epochs": SCVI_EPOCHS} if name == "scvi" else {}) | dict((options or {}).get(name, {}))
@@ -185,10 +192,30 @@ def fitted_contender(
     strategy: str = "frozen",
     options: Mapping[str, Any] | None = None,
 ) -> Contender:
-    """Wrap a model that is fitted on the training cells of each fold."""
+    """Wrap a model that is fitted on the training cells of each fold.
+
+    Raises
+    ------
+    InputError, UnknownNameError
+        For options that it does not take: before anything is fitted.
+    """
     options = dict(options or {})
+    _tried(name, options)
     digest = f"{name}:{sorted(options.items())!r}:{counts.digest}"
     return Contender(name, strategy, "fitted", digest, tuple(heads), model=name, options=options)
+
+
+def absent_contender(name: str, reason: str, heads: Sequence[Head]) -> Contender:
+    """Stand for a baseline that cannot take part."""
+    return Contender(name, "baseline", "absent", "", tuple(heads), model=name, reason=reason)
+
+
+def _tried(name: str, options: Mapping[str, Any]) -> None:
+    """Make a model that is fitted per fold, so that what it refuses is refused before the first fold."""
+    from scdrugmap.models import registry
+
+    kind: Any = registry.get(name)
+    kind(**options)
 
 
 def obsm_contender(adata: AnnData, key: str, name: str, heads: Sequence[Head]) -> Contender:

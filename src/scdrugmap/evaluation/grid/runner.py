@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, CancelledError
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,11 +25,13 @@ from scdrugmap._logging import get_logger, progress
 from scdrugmap.evaluation.grid.backed import portable
 from scdrugmap.evaluation.grid.contenders import Contender, Head
 from scdrugmap.evaluation.grid.store import Outcome, RunStore, Unit
-from scdrugmap.evaluation.grid.work import PROBE, Task, run_task
+from scdrugmap.evaluation.grid.work import PROBE, PROBE_HEAD, Task, run_task
 from scdrugmap.evaluation.splits.folds import Partition
 
 #: Called with a finished unit, the number finished and the number of all.
 OnUnit = Callable[[Outcome, int, int], None]
+#: A task and its outcomes, or the message of the error that stopped it.
+Done = tuple[Task, list[Outcome] | str]
 #: How often the work that a dead worker took along is handed out again.
 RETRIES = 3
 
@@ -82,15 +86,16 @@ def plan(
     from scdrugmap import __version__
 
     tasks: list[Task] = []
-    for contender in (_batched(c, cells) for c in contenders):
+    for contender in (_batched(c, cells) for c in contenders if c.kind != "absent"):
         probed: set[tuple[str, str]] = set()
         for partition in partitions:
             tasks += _tasks(contender, partition, (__version__, cells.digest, f"seed={seed}"))
             place = (partition.by, partition.category)
-            if probe and contender.kind in ("array", "fitted") and place not in probed:
+            probes = probe and contender.kind in ("array", "fitted") and contender.adapt == "none"
+            if probes and place not in probed:
                 probed.add(place)
                 content = (__version__, cells.digest, f"seed={seed}", contender.digest)
-                unit = Unit(contender.name, PROBE, "lda", "probe", "cell", *place, "0", content)
+                unit = Unit(contender.name, PROBE, PROBE_HEAD, "probe", "cell", *place, "0", content)
                 tasks.append(Task(contender, (), partition, (), (unit,), probe=True))
     return tasks
 
@@ -173,15 +178,7 @@ def run(
     start = time.perf_counter()
     result = Run()
     wanted = {unit.key: unit for task in tasks for unit in task.units}
-    for key in (store.finished() & set(wanted)) if store else ():
-        assert store is not None
-        try:
-            result.outcomes[key] = store.read(wanted[key])
-        except (OSError, ValueError) as error:
-            warnings.warn(
-                f"stored unit {key} cannot be read ({error}); it is computed again", ScDrugMapWarning, stacklevel=2
-            )
-            (store.path / "units" / f"{key}.parquet").unlink()
+    _resume(result, wanted, store)
     result.n_resumed = len(result.outcomes)
     payload = _payload(cells, counts, seed, store)
     told: set[str] = set()
@@ -201,27 +198,67 @@ def run(
             ]
             if not pending:
                 break
-            try:
-                for task, done in _execute(pending, payload, n_jobs):
-                    _collect(task, done, result, store)
-                    bar.update(len(task.units))
-                    tell()
-            except pickle.PicklingError as error:
-                raise InputError(
-                    "n_jobs",
-                    f"work that cannot be sent to another process ({str(error.__cause__ or error).split(chr(10))[-1]})",
-                    "models and data that can be pickled",
-                    "pass n_jobs=1, or load the file first: adata = adata.to_memory().",
-                ) from error
-            except Exception as error:  # whatever a scheduler raises when a worker is gone
-                if attempt == RETRIES:
-                    raise
-                get_logger().warning("a worker failed (%s); handing its work out again", type(error).__name__)
-                if store is not None:
-                    for key in store.finished() & set(wanted) - set(result.outcomes):
-                        result.outcomes[key] = store.read(wanted[key])
+            # Only what the scheduler raises is tried again: not the caller's function, not a store that cannot be written.
+            for task, done in _guarded(_execute(pending, payload, n_jobs), last=attempt == RETRIES):
+                _collect(task, done, result, store)
+                bar.update(len(task.units))
+                tell()
     result.seconds = time.perf_counter() - start
     return result
+
+
+def _resume(result: Run, wanted: Mapping[str, Unit], store: RunStore | None) -> None:
+    """Read the units that the store holds; one that cannot be read is removed from it."""
+    if store is None:
+        return
+    for key in store.finished() & set(wanted):
+        try:
+            result.outcomes[key] = store.read(wanted[key])
+        except (OSError, ValueError) as error:
+            text = f"stored unit {key} cannot be read ({error}); it is computed again"
+            warnings.warn(text, ScDrugMapWarning, stacklevel=3)
+            (store.path / "units" / f"{key}.parquet").unlink()
+
+
+def lost_worker_errors() -> tuple[type[BaseException], ...]:
+    """Return the errors by which a scheduler says that a worker is gone.
+
+    Examples
+    --------
+    >>> from concurrent.futures.process import BrokenProcessPool
+    >>> issubclass(BrokenProcessPool, lost_worker_errors())
+    True
+    """
+    # joblib's TerminatedWorkerError is a broken executor.
+    kinds: list[type[BaseException]] = [BrokenExecutor, CancelledError, ConnectionError]
+    if "distributed" in sys.modules:
+        from distributed import KilledWorker
+        from distributed.comm.core import CommClosedError
+
+        kinds += [KilledWorker, CommClosedError]
+    return tuple(kinds)
+
+
+def _guarded(work: Iterator[Done], *, last: bool) -> Iterator[Done]:
+    """Yield finished work, and end early where the scheduler lost a worker; the last time that is an error."""
+    while True:
+        try:
+            step = next(work)
+        except StopIteration:
+            return
+        except pickle.PicklingError as error:
+            raise InputError(
+                "n_jobs",
+                f"work that cannot be sent to another process ({str(error.__cause__ or error).split(chr(10))[-1]})",
+                "models and data that can be pickled",
+                "pass n_jobs=1, or load the file first: adata = adata.to_memory().",
+            ) from error
+        except lost_worker_errors() as error:
+            if last:
+                raise
+            get_logger().warning("a worker failed (%s); handing its work out again", type(error).__name__)
+            return
+        yield step
 
 
 def _collect(task: Task, done: list[Outcome] | str, result: Run, store: RunStore | None) -> None:
@@ -242,6 +279,7 @@ def _payload(cells: Cohort, counts: Counted | None, seed: int, store: RunStore |
     return {
         "y": cells.y,
         "sample": cells.sample_codes,
+        "study": cells.study.astype(str),
         "counts": None if counts is None else portable(counts.X),
         "genes": None if counts is None else counts.genes,
         "batch": np.zeros(len(cells.y)) if cells.batch is None else np.unique(cells.batch, return_inverse=True)[1],
@@ -250,9 +288,7 @@ def _payload(cells: Cohort, counts: Counted | None, seed: int, store: RunStore |
     }
 
 
-def _execute(
-    tasks: Sequence[Task], payload: Mapping[str, Any], n_jobs: int | None
-) -> Iterator[tuple[Task, list[Outcome] | str]]:
+def _execute(tasks: Sequence[Task], payload: Mapping[str, Any], n_jobs: int | None) -> Iterator[Done]:
     """Run tasks where joblib's context says, yielding each as it ends where the backend can."""
     import joblib
     from joblib.parallel import get_active_backend
@@ -279,7 +315,9 @@ def _execute(
         how = "generator_unordered" if streams else "list"
         parallel = joblib.Parallel(n_jobs=n_jobs, batch_size=1, return_as=how)
     # Large arrays travel as arguments of their own, which joblib maps into memory or scatters once.
-    torch = any(t.contender.kind in ("fitted", "custom") or "mlp" in {h.name for h in t.heads} for t in tasks)
+    torch = any(
+        t.contender.kind in ("fitted", "custom") or {"mlp", "published"} & {h.name for h in t.heads} for t in tasks
+    )
     jobs = (joblib.delayed(_numbered)(i, _light(t), t.contender.X, torch, **payload) for i, t in enumerate(tasks))
     for i, done in parallel(jobs):
         yield tasks[i], done

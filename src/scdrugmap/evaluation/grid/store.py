@@ -45,7 +45,9 @@ class Unit:
     @property
     def key(self) -> str:
         """Name of the unit's files."""
-        text = json.dumps([FORMAT, *asdict(self).values()], sort_keys=True)
+        # Version 0.1 called the published head "mlp"; the digest in ``content`` tells the two apart.
+        place = asdict(self) | ({"head": "mlp"} if self.head == "published" else {})
+        text = json.dumps([FORMAT, *place.values()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     @property
@@ -100,14 +102,15 @@ class RunStore:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
-            for name in ("units", "manifests", "runs", "embeddings", "tmp"):
+            for name in ("units", "manifests", "runs", "embeddings"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError("store", path, error) from None
 
     def finished(self) -> set[str]:
         """Return the keys of the finished units."""
-        return {file.stem for file in (self.path / "units").glob("*.parquet")}
+        # A hidden file is one that a kill left half written.
+        return {file.stem for file in (self.path / "units").glob("[!.]*.parquet")}
 
     def write(self, outcome: Outcome) -> None:
         """Store a unit atomically; a unit that is there is left as it is."""

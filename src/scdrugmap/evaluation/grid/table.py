@@ -14,8 +14,9 @@ from scdrugmap.evaluation.grid.contenders import Contender
 from scdrugmap.evaluation.grid.runner import Run
 from scdrugmap.evaluation.grid.store import Outcome
 from scdrugmap.evaluation.grid.work import PROBE, Task
-from scdrugmap.evaluation.result.levels import PLACE, aggregate, level_groups
+from scdrugmap.evaluation.result.levels import ANSWERED, PLACE, aggregate, level_groups, no_hit
 from scdrugmap.evaluation.splits.folds import Partition
+from scdrugmap.heads.adapt import TRANSDUCTIVE
 
 COUNTS = ["n_train", "n_test", "n_test_sensitive", "n_test_resistant", "n_train_samples", "n_test_samples"]
 COLUMNS = [*PLACE, "group", "fold", "level", "metric", "value", *COUNTS, "reason", "note"]
@@ -39,6 +40,9 @@ def build_table(
         folds = {f.name: f for f in task.partition.folds}
         for unit in task.units:
             common: dict[str, Any] = unit.where | {"note": _note(task.contender, task.partition)}
+            silent = 0 if task.probe or unit.key not in run.outcomes else int((run.outcomes[unit.key].pred < 0).sum())
+            if silent:
+                common["note"] = "; ".join(n for n in (common["note"], f"{silent} test cells without an answer") if n)
             if unit.key in run.failures:
                 if task.probe:
                     rows.append(common | _empty("sample_accuracy", f"failed: {run.failures[unit.key]}"))
@@ -66,7 +70,11 @@ def _group(partition: Partition, fold: str) -> str:
 
 
 def _note(contender: Contender, partition: Partition) -> str:
-    return "; ".join(n for n in (*partition.notes, contender.note) if n)
+    # A study that stands on both sides is scaled by its training cells.
+    looks = contender.adapt == "coral" or (
+        contender.adapt != "none" and (partition.setting == "cross" or partition.split == "study")
+    )
+    return "; ".join(n for n in (*partition.notes, contender.note, TRANSDUCTIVE if looks else "") if n)
 
 
 def _empty(metric: str, reason: str) -> dict[str, Any]:
@@ -88,8 +96,11 @@ def _counts(train: np.ndarray, outcome: Outcome, cells: Cohort) -> dict[str, int
 def _metric_rows(
     outcome: Outcome, cells: Cohort, metrics: Sequence[Metric], levels: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    for level in levels:
-        y, score, pred, reason = outcome.y, outcome.score, outcome.pred, ""
+    answered = outcome.pred >= 0
+    for level in [*levels, *([] if answered.all() else [ANSWERED])]:
+        y, score, pred, reason = outcome.y, outcome.score, no_hit(outcome.y, outcome.pred), ""
+        if level == ANSWERED:
+            y, score, pred = y[answered], score[answered], pred[answered]
         groups = level_groups(cells, level)
         if groups is not None:
             y, score, pred, _, reason = aggregate(y, score, groups[outcome.row])
@@ -121,10 +132,11 @@ def _reason_rows(
                     "model": contender.name, "strategy": contender.strategy, "head": head.name, "setting": p.setting,
                     "split": p.split, "by": p.by, "category": p.category, "note": _note(contender, p),
                 }  # fmt: skip
-                if p.reason:
+                reason = p.reason or contender.reason
+                if reason:
                     empty = place | {"fold": "", "n_test": 0}
-                    yield from (empty | _empty(m.name, p.reason) for m in metrics)
-                for fold in p.folds if not p.reason else ():
+                    yield from (empty | _empty(m.name, reason) for m in metrics)
+                for fold in p.folds if not reason else ():
                     if fold.reason:
                         empty = place | {"fold": fold.name, "group": _group(p, fold.name)}
                         yield from (empty | _empty(m.name, fold.reason) for m in metrics)

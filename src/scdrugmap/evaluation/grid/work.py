@@ -17,6 +17,8 @@ from scdrugmap.evaluation.splits.folds import Partition
 
 #: Strategy of the units that predict the sample instead of the response.
 PROBE = "sample_probe"
+#: Its classifier; another name than in version 0.1, which looked at all features.
+PROBE_HEAD = "lda on components"
 #: Rows that a fitted representation is applied to at once; bounds the memory where the counts are in a file.
 BLOCK = 8192
 
@@ -38,6 +40,7 @@ def run_task(
     *,
     y: np.ndarray,
     sample: np.ndarray,
+    study: np.ndarray,
     counts: Any,
     genes: Any,
     batch: np.ndarray,
@@ -48,7 +51,7 @@ def run_task(
     start = time.perf_counter()
     data = (counts, genes, batch)
     try:
-        parts = [_probe(task, sample, data, seed)] if task.probe else _predictions(task, y, sample, data, seed)
+        parts = [_probe(task, sample, data, seed)] if task.probe else _predictions(task, y, (sample, study), data, seed)
     except Exception as error:  # noqa: BLE001 - one failing unit must not end the grid; the caller warns
         get_logger().info("unit failed", exc_info=True)
         return f"{type(error).__name__}: {error}"
@@ -69,8 +72,9 @@ Part = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 Data = tuple[Any, Any, np.ndarray]
 
 
-def _predictions(task: Task, y: np.ndarray, sample: np.ndarray, data: Data, seed: int) -> list[Part]:
-    contender = task.contender
+def _predictions(task: Task, y: np.ndarray, groups: tuple[np.ndarray, np.ndarray], data: Data, seed: int) -> list[Part]:
+    """Predict every fold with every head; ``groups`` are the sample and the study of each cell."""
+    contender, (sample, study) = task.contender, groups
     folds = [task.partition.folds[i] for i in task.folds]
     scores: list[np.ndarray] = []
     if contender.kind == "rule":
@@ -87,16 +91,24 @@ def _predictions(task: Task, y: np.ndarray, sample: np.ndarray, data: Data, seed
         else:
             X = fit_transform(contender, data, folds[0].train, rows, seed)
         for head in task.heads:
-            scores += fit_predict(X, y[rows], local, head, groups=sample[rows], seed=seed)
+            scores += fit_predict(
+                X, y[rows], local, head, groups=sample[rows], seed=seed, adapt=contender.adapt, study=study[rows]
+            )
     tests = [f.test for f in folds] * max(len(task.heads), 1)
-    return [_part(test, y, score) for test, score in zip(tests, scores, strict=True)]
+    # A chat model may refuse a cell; whatever else predicts has an answer for each.
+    asked = contender.strategy == "prompt"
+    return [_part(test, y, score, may_abstain=asked) for test, score in zip(tests, scores, strict=True)]
 
 
-def _part(test: np.ndarray, y: np.ndarray, score: np.ndarray) -> Part:
-    if len(score) != len(test) or not np.isfinite(score).all():
+def _part(test: np.ndarray, y: np.ndarray, score: np.ndarray, *, may_abstain: bool = False) -> Part:
+    """Predictions of one fold; a cell without an answer is called -1, at even odds."""
+    silent = np.isnan(score) if may_abstain and len(score) == len(test) else np.zeros(len(score), dtype=bool)
+    if len(score) != len(test) or not np.isfinite(score[~silent]).all():
         raise ValueError("the predictions hold missing values or have another length than the test cells")
-    score = score.astype(np.float32)
-    return test.astype(np.int64), y[test].astype(np.int64), score, call(score)
+    if silent.all():
+        raise ValueError(f"none of {len(test)} test cells was answered")
+    score = np.where(silent, 0.5, score).astype(np.float32)
+    return test.astype(np.int64), y[test].astype(np.int64), score, np.where(silent, -1, call(score))
 
 
 def _probe(task: Task, sample: np.ndarray, data: Data, seed: int) -> Part:

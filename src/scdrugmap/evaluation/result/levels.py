@@ -10,6 +10,8 @@ from scdrugmap._cohort import Cohort, call
 #: What one row of the table belongs to.
 PLACE = ["model", "strategy", "head", "setting", "split", "by", "category"]
 LEVELS = ("cell", "sample", "patient")
+#: Cells that a chat model answered; the level ``"cell"`` holds all that it was asked about.
+ANSWERED = "answered"
 
 
 def aggregate(
@@ -44,4 +46,15 @@ def aggregate(
 
 def level_groups(cells: Cohort, level: str) -> np.ndarray | None:
     """Return the column that a level aggregates over; ``None`` for cells."""
-    return None if level == "cell" else cells.sample if level == "sample" else cells.patient
+    return None if level in ("cell", ANSWERED) else cells.sample if level == "sample" else cells.patient
+
+
+def no_hit(y: np.ndarray, pred: np.ndarray) -> np.ndarray:
+    """Calls in which a cell without an answer (-1) counts as called wrong: an abstention is not a hit.
+
+    Examples
+    --------
+    >>> no_hit(np.array([1, 0, 1]), np.array([1, -1, -1])).tolist()
+    [1, 1, 0]
+    """
+    return np.where(pred < 0, 1 - y, pred)

@@ -16,7 +16,10 @@ from scdrugmap._errors import InputError
 from scdrugmap._files import write_text
 from scdrugmap._keys import SAME_SAMPLE
 from scdrugmap._metrics import METRICS
-from scdrugmap.evaluation.result.statistics import holm
+from scdrugmap.evaluation.result.headline import headlines
+from scdrugmap.evaluation.result.levels import ANSWERED
+from scdrugmap.evaluation.result.statistics import FEW_GROUPS, holm
+from scdrugmap.figures import axes as _axes
 from scdrugmap.figures.benchmark import benchmark
 from scdrugmap.figures.calibration import calibration
 from scdrugmap.figures.results import Results
@@ -24,6 +27,9 @@ from scdrugmap.figures.results import Results
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+#: Metrics of the tables of samples and patients.
+LEVEL_METRICS = ("accuracy", "f1", "f1_macro", "auroc")
+LEVEL_TITLES = {"sample": "Samples", "patient": "Patients", ANSWERED: "Answered cells"}
 #: Draws into the axes that it is given as ``ax``.
 Draw: TypeAlias = Callable[..., Any]
 Figure: TypeAlias = tuple[str, Draw]
@@ -81,10 +87,12 @@ def write_report(
     summary = result.summary(n_resamples=n_resamples, **chosen)
     shown = list(dict.fromkeys(summary["metric"]))
     drawn = [*(default_figures(result, shown) if figures is None else figures), *extra_figures]
+    compared = _comparisons(result, n_resamples)
     loader = PackageLoader("scdrugmap.evaluation.result", "templates")
     environment = Environment(loader=loader, autoescape=select_autoescape(default=True, default_for_string=True))
     html = environment.get_template("report.html.j2").render(
         title=title,
+        headlines=headlines(result, summary, compared),
         result=result,
         info=result.info,
         leaky=SAME_SAMPLE in result.info.get("warnings", []),
@@ -94,9 +102,13 @@ def write_report(
         splits=_without_blank(_splits(result)).to_dict("split"),
         beside=_side_by_side(result, summary),
         tables=_tables(result, summary),
+        levels=_levels(result, list(chosen.get("metrics") or LEVEL_METRICS)),
+        fitted_on_all=any("fitted on all cells" in note for note in result.table["note"]),
+        partly=any("folds: the others failed" in note for note in summary["note"]),
+        absent=[w for w in result.info.get("warnings", []) if "left out" in w],
         missing=_missing(result).to_dict("split"),
         probe=_rounded(_without_blank(_probe(result))).to_dict("split"),
-        comparisons=_without_blank(_rounded(_comparisons(result, n_resamples))).to_dict("split"),
+        comparisons=_without_blank(_rounded(compared)).to_dict("split"),
         figures=[(name, render(draw)) for name, draw in drawn],
         timing=_rounded(_timing(result)).to_dict("split"),
         manifest=_manifest(result),
@@ -122,13 +134,24 @@ def default_figures(result: Results, metrics: Sequence[str]) -> list[Figure]:
             continue
         name = f"{where['setting']}, split by {where['split']}" + (f", {where['by']}" if where.get("by") else "")
         name += f" ({SAME_SAMPLE})" if where["split"] == "cell" else ""
-        out += [(f"{_label(metric)}: {name}", partial(_bars, part, metric)) for metric in metrics[:3]]
+        out += [
+            (f"{_label(metric)}: {name}" + ", colours as above" * (i > 0), partial(_bars, part, metric, named=i == 0))
+            for i, metric in enumerate(metrics[:3])
+        ]
         out.append((f"Calibration: {name}", partial(calibration, part, show=False)))
     return out
 
 
-def _bars(result: Results, metric: str, *, ax: Axes) -> None:
+def _bars(result: Results, metric: str, *, ax: Axes, named: bool = True) -> None:
+    """Draw bars, or rows on a longer page; one legend serves the metrics of one way of splitting."""
+    table = _axes.scores(result, metric, "cell", None, n_resamples=0)
+    n_places, n_labels = table["place"].nunique(), table["label"].nunique()
+    if _axes.many(n_places, n_labels):
+        ax.get_figure(root=True).set_size_inches(8, _axes.rows_height(n_places, n_labels))  # type: ignore[union-attr]
     benchmark(result, metric=metric, ax=ax, show=False)
+    legend = ax.get_legend()
+    if not named and legend is not None:
+        legend.remove()
 
 
 def render(draw: Draw) -> str:
@@ -169,6 +192,18 @@ def _side_by_side(result: Results, summary: pd.DataFrame) -> list[dict[str, Any]
     return out
 
 
+def _levels(result: Results, metrics: Sequence[str]) -> list[dict[str, Any]]:
+    """Tables of samples, patients and answered cells, where the result holds them."""
+    held = set(result.table["metric"])
+    names = [m for m in metrics if m in held]
+    out = []
+    for level in ("sample", "patient", ANSWERED):
+        if names and (result.table["level"] == level).any():
+            tables = _tables(result, result.summary(metrics=names, level=level))
+            out += [t | {"title": f"{LEVEL_TITLES[level]}: {t['title']}"} for t in tables if t["lines"]]
+    return out
+
+
 def _tables(result: Results, summary: pd.DataFrame) -> list[dict[str, Any]]:
     """One table per setting, split and category: contenders x metrics, the best above the floor marked."""
     labels = result.contenders.set_index(["model", "strategy", "head"])["label"]
@@ -177,6 +212,7 @@ def _tables(result: Results, summary: pd.DataFrame) -> list[dict[str, Any]]:
         names = list(dict.fromkeys(rows["metric"]))
         notes = sorted({n for n in rows["note"] if n})
         reasons = sorted({r for r, v in zip(rows["reason"], rows["value"], strict=True) if r and np.isnan(v)})
+        unsure = sorted({r for r, v in zip(rows["reason"], rows["value"], strict=True) if r and not np.isnan(v)})
         lines = []
         for key, mine in rows.groupby(["model", "strategy", "head"], sort=False):
             cells = dict(zip(mine["metric"], mine.to_dict("records"), strict=True))
@@ -195,9 +231,23 @@ def _tables(result: Results, summary: pd.DataFrame) -> list[dict[str, Any]]:
                 "lines": lines,
                 "notes": notes,
             }
-            | {"reasons": reasons, "n_groups": groups, "unit": "left-out groups" if setting == "cross" else "samples"}
+            | {
+                "reasons": reasons,
+                "unsure": unsure,
+                "n_groups": groups,
+                "few": groups < FEW_GROUPS,
+                "unit": _unit(rows),
+            }
         )
     return out
+
+
+def _unit(rows: pd.DataFrame) -> str:
+    """What the groups of an interval are."""
+    first = rows.iloc[0]
+    if first["setting"] == "cross":
+        return "left-out groups"
+    return {"patient": "patients", "study": "studies"}.get(first["split"], "samples")
 
 
 def _cell(row: dict[str, Any] | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from scdrugmap._cohort import Cohort
 from scdrugmap._errors import InputError, OutputError, UnknownNameError
 from scdrugmap._metrics import Metric, find_metric
 from scdrugmap.evaluation.result.files import FRAMES, load, printable, save, tex
-from scdrugmap.evaluation.result.levels import PLACE
+from scdrugmap.evaluation.result.levels import ANSWERED, LEVELS, PLACE
 from scdrugmap.evaluation.result.predictions import Frames
 from scdrugmap.evaluation.result.report import write_report
 from scdrugmap.evaluation.result.statistics import Ranking, rank_models
@@ -148,7 +148,7 @@ class BenchmarkResult:
         confidence: float = 0.95,
         rng: int | np.random.Generator | None = 0,
     ) -> pd.DataFrame:
-        """Return one value per model, category and metric, with a bootstrap interval over samples (or left-out studies).
+        """Return one value per model, category and metric, with an interval over samples (patients, or left-out studies).
 
         Parameters
         ----------
@@ -158,32 +158,38 @@ class BenchmarkResult:
         metrics
             Names; ``None`` for all in the table.
         level
-            ``"cell"``, ``"sample"`` or ``"patient"``.
-        n_resamples, confidence
-            Of the bootstrap.
+            ``"cell"``, ``"sample"`` or ``"patient"``; ``"answered"`` for the cells that a chat model answered.
+        n_resamples
+            0 leaves the intervals out, which saves time. Intervals rest on leaving out each group and not on resamples.
+        confidence
+            Of the interval.
         rng
-            Seed or generator of the bootstrap; the same resamples serve every model.
+            Not used any more.
 
         Returns
         -------
         pandas.DataFrame
             ``value``, ``ci_low``, ``ci_high``, ``mean_folds``, ``sd_folds``, ``n_folds``, ``n_undefined`` (folds without a
-            value), ``n_groups`` (samples or studies that were resampled), ``floor`` (the value of calling every cell
-            sensitive), ``reason`` and ``note``.
+            value), ``n_groups`` (samples, patients or studies behind the interval), ``n_abstained`` (cells without an
+            answer), ``floor`` (the value of calling every cell sensitive), ``reason`` (why there is no value, or no
+            interval) and ``note``.
 
         Notes
         -----
         Cells of a sample share its label and its batch, and folds share training cells: neither is a sample from the
-        population that matters, so the interval resamples samples, or left-out studies. Models are not refitted. Few
-        groups give intervals that are too short; ``n_groups`` says how many there were.
+        population that matters, so the interval is that over samples (over patients or studies where the split keeps
+        those whole), or over left-out studies. Models are not refitted. With fewer than five groups, or one group of a
+        class, there is no interval, and ``reason`` says so; see
+        :func:`scdrugmap.evaluation.result.statistics.interval`.
 
-        Pooled, the value is that of the test cells of all folds taken together (AUROC and AUPRC rank cells within a fold
-        and weigh the folds by their pairs or sensitive cells), so it does not depend on how small the folds are. Across
-        studies it is the mean over the left-out studies in which the metric is defined.
+        Pooled, the value is that of the test cells of all folds taken together, so it does not depend on how small the
+        folds are. AUROC and AUPRC of cells rank within a fold and weigh the folds by their pairs or sensitive cells; those
+        of samples and patients rank over all folds, by log-odds less those of the training cells of the fold. Across
+        studies it is the mean over the left-out studies in which the metric is defined. A cell without an answer counts as
+        a wrong call, and as P = 0.5 where probabilities are ranked or scored.
         """
         records = [find_metric(name, self.metrics) for name in self._metric_names(metrics)]
-        seed = int(np.random.default_rng(rng).integers(2**31))
-        full = self._summary(records, level, n_resamples, confidence, seed)
+        full = self._summary(records, self._level(level), n_resamples > 0, confidence)
         if by is None:
             return full
         keys = ["metric", *([by] if isinstance(by, str) else by)]
@@ -199,14 +205,12 @@ class BenchmarkResult:
             floor=("floor", "mean"),
         ).reset_index()
 
-    def _summary(
-        self, metrics: Sequence[Metric], level: str, n_resamples: int, confidence: float, seed: int
-    ) -> pd.DataFrame:
+    def _summary(self, metrics: Sequence[Metric], level: str, intervals: bool, confidence: float) -> pd.DataFrame:
         """Put the summaries of single metrics together; each is computed once."""
-        frames, settings = self._sources(), (level, n_resamples, confidence, seed)
+        frames, settings = self._sources(), (level, intervals, confidence)
         new = [m for m in metrics if (m, *settings) not in self._summaries]
         if new:
-            rows = summarise(frames, new, level, n_resamples, confidence, seed)
+            rows = summarise(frames, new, level, confidence, intervals=intervals)
             for m in new:
                 self._summaries[(m, *settings)] = rows[rows["metric"] == m.name]
         parts = [self._summaries[(m, *settings)] for m in metrics]
@@ -244,13 +248,12 @@ class BenchmarkResult:
         Returns
         -------
         pandas.DataFrame
-            Per category and metric the two values, their difference with a paired bootstrap interval over samples (or
+            Per category and metric the two values, their difference with a paired interval over samples (or
             studies), Nadeau and Bengio's corrected t over folds, its p-value, and ``p_holm`` over all rows.
         """
         pair = [self._contender("a", a), self._contender("b", b)]
         records = [find_metric(name, self.metrics) for name in self._metric_names(metrics)]
-        generator = np.random.default_rng(rng)
-        return compare_predictions(self._sources(), pair, records, level, n_resamples, confidence, generator)
+        return compare_predictions(self._sources(), pair, records, self._level(level), confidence)
 
     def permutation_test(
         self, metric: str = "auroc", *, n_permutations: int = 1000, rng: int | np.random.Generator | None = 0
@@ -337,6 +340,11 @@ class BenchmarkResult:
                     "metrics", name, held, "the result holds the metrics that the benchmark was asked for."
                 )
         return names
+
+    def _level(self, level: str) -> str:
+        if level not in (*LEVELS, ANSWERED):
+            raise UnknownNameError("level", level, [*LEVELS, ANSWERED])
+        return level
 
     def _contender(self, argument: str, label: str) -> tuple[str, str, str]:
         known = self.contenders

@@ -13,29 +13,28 @@ from scdrugmap.evaluation.result.levels import PLACE
 from scdrugmap.evaluation.result.predictions import CATEGORY, Frames, Predictions
 from scdrugmap.evaluation.result.statistics import (
     Interval,
-    bootstrap_weights,
     corrected_t,
     holm,
     interval,
     permutation_pvalue,
 )
 
-NO_INTERVAL = Interval(np.nan, np.nan, np.nan, 0)
+CALLS_ONLY = "from calls of 0 or 1, not from probabilities"
 CONTENDER = ["model", "strategy", "head"]
 #: Columns of a summary beyond those that say where a row stands.
 COLUMNS = [
-    "metric", "value", "ci_low", "ci_high", "mean_folds", "sd_folds", "n_folds", "n_undefined", "n_groups", "floor",
-    "reason", "note",
+    "metric", "value", "ci_low", "ci_high", "mean_folds", "sd_folds", "n_folds", "n_undefined", "n_groups",
+    "n_abstained", "floor", "reason", "note",
 ]  # fmt: skip
 #: Of a contender without any fold in a category.
 EMPTY = dict.fromkeys(["value", "ci_low", "ci_high", "mean_folds", "sd_folds", "floor"], np.nan) | dict.fromkeys(
-    ["n_folds", "n_undefined", "n_groups"], 0
+    ["n_folds", "n_undefined", "n_groups", "n_abstained"], 0
 )
 Key = tuple[str, ...]
 
 
 def summarise(
-    frames: Frames, metrics: Sequence[Metric], level: str, n_resamples: int, confidence: float, seed: int
+    frames: Frames, metrics: Sequence[Metric], level: str, confidence: float, *, intervals: bool = True
 ) -> pd.DataFrame:
     """Estimate and interval per contender, category and metric; see ``BenchmarkResult.summary``.
 
@@ -44,7 +43,6 @@ def summarise(
     reasons, notes = _words(frames, level)
     units = dict(tuple(frames.scored_units.groupby(PLACE, sort=False)))
     places = frames.scores[PLACE].drop_duplicates()
-    weights: dict[int, np.ndarray] = {}
     # Per category and set of folds: all contenders that tested the same cells share a floor.
     floors: dict[Key, dict[str, float]] = {}
     records: list[dict[str, Any]] = []
@@ -58,22 +56,36 @@ def summarise(
                     records.append(where | EMPTY | {"metric": m.name, "reason": why, "note": note})
             continue
         predictions = frames.of(mine, level)
-        n_groups = predictions.n_groups
-        if n_groups not in weights:
-            # The same resamples for every model, whatever order they come in.
-            drawn = bootstrap_weights(n_groups, n_resamples, np.random.default_rng([seed, n_groups]))
-            weights[n_groups] = np.vstack([np.ones((1, n_groups)), drawn])
-        tested = (*(str(where[k]) for k in CATEGORY), *map(str, mine["fold"]))
+        tested = (*(str(where[k]) for k in CATEGORY), *map(str, mine["fold"]), str(len(predictions.y)))
         if tested not in floors:
-            called = predictions.all_sensitive().estimate(metrics, np.ones((1, n_groups)))
+            called = predictions.all_sensitive().estimate(metrics, np.ones((1, predictions.n_groups)))
             floors[tested] = {n: np.nan if predictions.reason else float(v[0]) for n, v in called.items()}
-        for name, row in _rows(predictions, metrics, weights[n_groups], confidence).items():
+        extra = _caveats(predictions, len(mine), frames.n_folds([str(where[k]) for k in CATEGORY]))
+        for name, row in _rows(predictions, metrics, confidence, intervals).items():
             key = (*place, name)
             if not np.isfinite(row["value"]):
                 row["reason"] = predictions.reason or reasons.get(key, "undefined in every fold")
-            note = notes[key][1] if key in notes else ""
+            said = [notes[key][1] if key in notes else "", *extra]
+            if predictions.calls_only and where["strategy"] != "baseline" and _graded(metrics, name):
+                said.append(CALLS_ONLY)
+            note = "; ".join(s for s in said if s)
             records.append(where | row | {"metric": name, "floor": floors[tested][name], "note": note})
     return pd.DataFrame(records, columns=["place", *PLACE, *COLUMNS]).set_index("place")
+
+
+def _caveats(predictions: Predictions, n_folds: int, planned: int) -> list[str]:
+    """What a reader has to know about the cells that a value rests on."""
+    out = []
+    if n_folds < planned:
+        out.append(f"{n_folds} of {planned} folds: the others failed")
+    if predictions.n_abstained:
+        out.append(f"{predictions.n_abstained} cells without an answer, which count as wrong calls on all cells")
+    return out
+
+
+def _graded(metrics: Sequence[Metric], name: str) -> bool:
+    """Whether a metric reads scores and not calls."""
+    return any(m.name == name and m.kind in ("ranking", "loss", "bins") for m in metrics)
 
 
 def _words(frames: Frames, level: str) -> tuple[dict[Key, str], dict[Key, tuple[str, str]]]:
@@ -88,28 +100,45 @@ def _words(frames: Frames, level: str) -> tuple[dict[Key, str], dict[Key, tuple[
 
 
 def _rows(
-    predictions: Predictions, metrics: Sequence[Metric], weights: np.ndarray, confidence: float
+    predictions: Predictions, metrics: Sequence[Metric], confidence: float, intervals: bool
 ) -> dict[str, dict[str, Any]]:
-    """Value, interval and folds of each metric; the first row of the weights is the data as they are."""
-    fixed, drawn = predictions.fold_values(metrics), predictions.estimate(metrics, weights)
-    n_groups, out = predictions.n_groups, {}
-    for name, values in drawn.items():
-        value = np.nan if predictions.reason else float(values[0])
-        ci = interval(value, values[1:], n_groups=n_groups, level=confidence) if len(values) > 1 else NO_INTERVAL
-        folds = fixed[name]
+    """Value, interval and folds of each metric."""
+    fixed = predictions.fold_values(metrics)
+    estimates = predictions.estimate(metrics, np.ones((1, predictions.n_groups)))
+    left_out = predictions.left_out(metrics) if intervals else {}
+    out = {}
+    for m in metrics:
+        value = np.nan if predictions.reason else float(estimates[m.name][0])
+        low, high, reason = np.nan, np.nan, ""
+        if intervals:
+            without, strata, n = left_out[m.name]
+            ci = interval(
+                value, without, strata, bounds=bounds_of(m), level=confidence, unit=predictions.unit, n_groups=n,
+                least=predictions.least,
+            )  # fmt: skip
+            low, high, reason = ci.low, ci.high, ci.reason
+        folds = fixed[m.name]
         ok = np.isfinite(folds) & (not predictions.reason)
-        out[name] = {
+        out[m.name] = {
             "value": value,
-            "ci_low": ci.low,
-            "ci_high": ci.high,
+            "ci_low": low,
+            "ci_high": high,
             "mean_folds": float(folds[ok].mean()) if ok.any() else np.nan,
             "sd_folds": float(folds[ok].std(ddof=1)) if ok.sum() > 1 else np.nan,
             "n_folds": len(folds),
             "n_undefined": int((~ok).sum()),
-            "n_groups": n_groups,
-            "reason": ci.reason,
+            "n_groups": predictions.n_groups,
+            "n_abstained": predictions.n_abstained,
+            "reason": reason,
         }
     return out
+
+
+def bounds_of(metric: Metric) -> tuple[float, float] | None:
+    """Smallest and largest value of a metric; ``None`` without limits."""
+    if metric.kind == "custom" or metric.name == "log_loss":
+        return None
+    return (-1.0, 1.0) if metric.name == "mcc" else (0.0, 1.0)
 
 
 def compare_predictions(
@@ -117,9 +146,7 @@ def compare_predictions(
     pair: Sequence[Key],
     metrics: Sequence[Metric],
     level: str,
-    n_resamples: int,
     confidence: float,
-    rng: np.random.Generator,
 ) -> pd.DataFrame:
     """Paired differences of two contenders; see ``BenchmarkResult.compare``."""
     units = dict(tuple(frames.scored_units.groupby([*CONTENDER, *CATEGORY], sort=False)))
@@ -132,15 +159,10 @@ def compare_predictions(
         both = [u.set_index("fold", drop=False).loc[folds] for u in (first, second)]
         if not folds:
             continue
-        sides = [frames.of(u, level) for u in both]
-        n_groups = sides[0].n_groups
-        drawn = bootstrap_weights(
-            max(n_groups, 1), n_resamples, np.random.default_rng([int(rng.integers(2**31)), n_groups])
-        )
-        weights = np.vstack([np.ones((1, n_groups)), drawn])
+        sides = frames.pair(both, level)
         sizes = frames.n_train(both[0], level), sides[0].n_test
         where = dict(zip(CATEGORY, category, strict=True))
-        records += [where | row for row in _differences(sides, metrics, weights, confidence, sizes)]
+        records += [where | row for row in _differences(sides, metrics, confidence, sizes)]
     columns = [
         *CATEGORY, "metric", "value_a", "value_b", "difference", "ci_low", "ci_high", "t", "p", "n_folds", "n_groups",
         "reason",
@@ -151,23 +173,27 @@ def compare_predictions(
 
 
 def _differences(
-    sides: Sequence[Predictions],
-    metrics: Sequence[Metric],
-    weights: np.ndarray,
-    confidence: float,
-    sizes: tuple[float, float],
+    sides: Sequence[Predictions], metrics: Sequence[Metric], confidence: float, sizes: tuple[float, float]
 ) -> list[dict[str, Any]]:
     """One row per metric; ``sizes`` are those of an average training and test set, counted at the level."""
     fixed = [side.fold_values(metrics) for side in sides]
-    drawn = [side.estimate(metrics, weights) for side in sides]
+    whole = [side.estimate(metrics, np.ones((1, side.n_groups))) for side in sides]
+    without = [side.left_out(metrics) for side in sides]
     n_groups, reason = sides[0].n_groups, sides[0].reason or sides[1].reason
     out = []
     for name in (m.name for m in metrics):
         a, b = (f[name] for f in fixed)
         known = np.isfinite(a) & np.isfinite(b) & (not reason)
-        values = [np.nan if reason else float(d[name][0]) for d in drawn]
+        values = [np.nan if reason else float(w[name][0]) for w in whole]
         difference = values[0] - values[1]
-        ci = interval(difference, (drawn[0][name] - drawn[1][name])[1:], n_groups=n_groups, level=confidence)
+        (first, strata, n), (second, _, m) = (w[name] for w in without)
+        if n == m:
+            ci = interval(
+                difference, first - second, strata, level=confidence, unit=sides[0].unit, n_groups=n,
+                least=sides[0].least,
+            )  # fmt: skip
+        else:
+            ci = Interval(difference, np.nan, np.nan, min(n, m), "undefined in other groups for the two models")
         t, p = corrected_t((a - b)[known], *sizes)
         out.append(
             {

@@ -20,13 +20,15 @@ MIN_GENES = 10
 AGREEMENT = 0.95
 
 
-def content_hash(X: Any, *, block: int = 4096) -> np.ndarray:
+def content_hash(X: Any, *, genes: np.ndarray | None = None, block: int = 4096) -> np.ndarray:
     """Hash the counts of each cell.
 
     Parameters
     ----------
     X
         Cells x genes: NumPy array, SciPy sparse matrix, backed or dask matrix. Not changed.
+    genes
+        ``(genes,)`` mask of the columns that count; all by default.
     block
         Cells read at once.
 
@@ -46,7 +48,7 @@ def content_hash(X: Any, *, block: int = 4096) -> np.ndarray:
     source = CountSource(X)
     out = np.empty((source.shape[0], 2), dtype=np.uint64)
     for first, rows in source.blocks(block):
-        rows = _canonical(rows)
+        rows = _canonical(rows if genes is None else rows[:, genes])
         gene = splitmix64(rows.indices.astype(np.uint64))
         bits = np.ascontiguousarray(rows.data, dtype=np.float64).view(np.uint64)
         for lane, salt in enumerate((0x243F6A8885A308D3, 0x13198A2E03707344)):
@@ -65,9 +67,10 @@ def _canonical(X: sparse.csr_matrix) -> sparse.csr_matrix:
     return X
 
 
-def detected_genes(X: Any, *, block: int = 4096) -> np.ndarray:
-    """Count the genes with a non-zero value in each cell, ``(n,)``."""
-    return np.concatenate([np.diff(_canonical(rows).indptr) for _, rows in CountSource(X).blocks(block)] or [[]])
+def detected_genes(X: Any, *, genes: np.ndarray | None = None, block: int = 4096) -> np.ndarray:
+    """Count the genes (of a mask) with a non-zero value in each cell, ``(n,)``."""
+    blocks = (rows if genes is None else rows[:, genes] for _, rows in CountSource(X).blocks(block))
+    return np.concatenate([np.diff(_canonical(rows).indptr) for rows in blocks] or [[]])
 
 
 def duplicate_groups(
@@ -76,6 +79,8 @@ def duplicate_groups(
     series: np.ndarray | None = None,
     barcode: np.ndarray | None = None,
     hashes: np.ndarray | None = None,
+    common: np.ndarray | None = None,
+    origin: np.ndarray | None = None,
     n: int | None = None,
 ) -> np.ndarray:
     """Say which cells are copies of one another.
@@ -90,6 +95,9 @@ def duplicate_groups(
         would also join strangers); without ``X`` the barcode decides. Cells without a barcode (NaN or empty) match none.
     hashes
         Output of :func:`content_hash` for ``X``, if at hand.
+    common, origin
+        ``(genes,)`` mask of the genes that every data set of origin has, and ``(n,)`` that data set of each cell: cells of
+        several of them are copies if they agree on the common genes, for the others are zero where they were not measured.
     n
         Number of cells, where nothing else says so.
 
@@ -119,12 +127,12 @@ def duplicate_groups(
         raise ValueError("pass X, barcode or n")
     left, right = [np.empty(0, int)], [np.empty(0, int)]
     if X is not None:
-        hashes = content_hash(X) if hashes is None else hashes
-        rich = np.flatnonzero(detected_genes(X) >= MIN_GENES)
-        order = rich[np.lexsort(hashes[rich].T)]
-        same = (hashes[order][1:] == hashes[order][:-1]).all(axis=1)
-        left.append(order[1:][same])
-        right.append(order[:-1][same])
+        pairs = [_equal(content_hash(X) if hashes is None else hashes, detected_genes(X))]
+        if common is not None and origin is not None:
+            seen = content_hash(X, genes=common)
+            pairs.append(_equal(seen, detected_genes(X, genes=common), np.unique(origin, return_inverse=True)[1]))
+        left += [a for a, _ in pairs]
+        right += [b for _, b in pairs]
     if barcode is not None and series is not None:
         a, b = _same_barcode(np.asarray(series, dtype=object), np.asarray(barcode, dtype=object))
         if X is not None and len(a):
@@ -133,6 +141,20 @@ def duplicate_groups(
         left.append(a)
         right.append(b)
     return connected(n, np.concatenate(left), np.concatenate(right))
+
+
+def _equal(hashes: np.ndarray, detected: np.ndarray, origin: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of cells of one hash; with ``origin``, only where cells of several origins share it."""
+    rich = np.flatnonzero(detected >= MIN_GENES)
+    order = rich[np.lexsort(hashes[rich].T)]
+    same = (hashes[order][1:] == hashes[order][:-1]).all(axis=1)
+    if origin is not None and len(order):
+        code = np.cumsum(np.r_[True, ~same]) - 1
+        low, high = np.full(code[-1] + 1, origin.max()), np.zeros(code[-1] + 1, origin.dtype)
+        np.minimum.at(low, code, origin[order])
+        np.maximum.at(high, code, origin[order])
+        same &= (low < high)[code[1:]]
+    return order[1:][same], order[:-1][same]
 
 
 def connected(n: int, left: np.ndarray, right: np.ndarray) -> np.ndarray:

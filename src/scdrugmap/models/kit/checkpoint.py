@@ -48,20 +48,72 @@ def load_pickle(path: Path) -> Any:
     """
     try:
         return _RestrictedUnpickler(io.BytesIO(path.read_bytes())).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, AttributeError, ImportError, IndexError, KeyError) as error:
+    except (
+        pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, ImportError, IndexError, KeyError,
+    ) as error:  # fmt: skip
         raise CheckpointError(
             "checkpoint", f"{path.name}: {error}", "a pickle of plain values", "replace the file by the official one."
         ) from error
 
 
-def load_json(path: Path) -> Any:
-    """Read a JSON file of a checkpoint."""
+def load_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a checkpoint, whose content has names.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is no JSON, or holds anything but an object.
+    """
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(
             "checkpoint", f"{path.name}: {error}", "valid JSON", "replace the file by the official one."
         ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            "checkpoint",
+            f"{path.name} with a {type(content).__name__}",
+            "a JSON object (names and values)",
+            "replace the file by the official one.",
+        )
+    return content
+
+
+def check_words(words: Mapping[str, Any], size: int, source: str) -> None:
+    """Refuse a vocabulary whose words and numbers do not fit each other.
+
+    Parameters
+    ----------
+    words
+        Word to id.
+    size
+        Rows of the embedding: one word for each.
+    source
+        File name for the message.
+
+    Raises
+    ------
+    CheckpointError
+        If ids are no numbers, two words share one, or an id from 0 to ``size - 1`` has no word.
+    """
+    ids = list(words.values())
+    problem = ""
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        problem = "with ids that are no whole numbers"
+    elif len(set(ids)) < len(ids):
+        twice = next(i for i in ids if ids.count(i) > 1)
+        problem = f"with several words on the id {twice}: {', '.join(w for w, i in words.items() if i == twice)}"
+    elif set(ids) != set(range(size)):
+        lacking = sorted(set(range(size)) - set(ids))[:5]
+        problem = f"with {len(ids):,} words, none for the ids {lacking}" if lacking else f"with {len(ids):,} words"
+    if problem:
+        raise CheckpointError(
+            "checkpoint",
+            f"{source} {problem}",
+            f"{size:,} words (vocab_size), one for every row of the embedding",
+            "use the vocabulary that came with these weights.",
+        )
 
 
 def load_tensors(path: Path) -> Any:
@@ -78,9 +130,10 @@ def load_tensors(path: Path) -> Any:
                 raise
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        reason = (str(error).splitlines() or [""])[0][:160]
         raise CheckpointError(
             "checkpoint",
-            f"{path.name} ({path.stat().st_size:,} bytes): {type(error).__name__}: {str(error).splitlines()[0][:160]}",
+            f"{path.name} ({path.stat().st_size:,} bytes): {type(error).__name__}: {reason}",
             "a complete weight file that loads without running code",
             "compare its size with the official file and copy or fetch it again.",
         ) from error
@@ -135,7 +188,7 @@ def load_strict(
     Raises
     ------
     CheckpointError
-        On missing, unexpected or mis-shaped tensors.
+        On missing, unexpected or mis-shaped tensors, on whole numbers where weights belong, and on NaN or infinity.
     """
     patterns = [re.compile(p) for p in ignore]
     given = {k: v for k, v in tensors.items() if not any(p.fullmatch(k) for p in patterns)}
@@ -146,7 +199,16 @@ def load_strict(
         for k in own.keys() & given.keys()
         if own[k].shape != given[k].shape
     ]
-    for problem, names in (("lacks", missing), ("holds unexpected", extra), ("has mis-shaped", sorted(shapes))):
+    weights = {k: v for k, v in network.named_parameters() if k in given and given[k].shape == v.shape}
+    whole = sorted(f"{k} ({given[k].dtype})" for k in weights if not given[k].is_floating_point())
+    broken = sorted(k for k in weights if given[k].is_floating_point() and not _finite(given[k]))
+    for problem, names in (
+        ("lacks", missing),
+        ("holds unexpected", extra),
+        ("has mis-shaped", sorted(shapes)),
+        ("has whole numbers in", whole),
+        ("has NaN or infinity in", broken),
+    ):
         if names:
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             raise CheckpointError(
@@ -156,6 +218,12 @@ def load_strict(
                 "use the official, unmodified checkpoint that matches this model.",
             )
     network.load_state_dict(given)
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds numbers only, found without a copy of its size."""
+    flat = tensor.detach().reshape(-1)
+    return all(bool(torch.isfinite(part.float()).all()) for part in flat.split(1 << 22))
 
 
 def split_qkv(tensors: dict[str, Tensor], fused: str, names: tuple[str, str, str], *, dim: int = 0) -> None:

@@ -33,7 +33,7 @@ def check_values(X: sparse.csr_matrix, *, counts: bool, model: str) -> None:
         raise InputError(
             "adata.X", f"{bad} NaN or infinite values", "finite counts", "remove or replace them before embedding."
         )
-    fix = "pass layer='counts' (or wherever the raw counts are); sd.pp.check(adata) shows what X holds."
+    fix = "pass layer=<where the raw counts are> ('raw' for adata.raw); sd.pp.check(adata) names the place."
     if data.min() < 0:
         raise InputError("adata.X", f"negative values (minimum {data.min():.4g})", "raw counts", fix)
     if counts and not np.array_equal(data, np.rint(data)):

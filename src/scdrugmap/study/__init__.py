@@ -1,0 +1,1 @@
+"""The whole published study in one call: plan, run, tables, figures, predictors."""

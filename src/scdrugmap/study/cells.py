@@ -1,0 +1,266 @@
+"""From the catalogue to labelled cells: fetch, check, harmonise, embed, join; each step is kept and not done twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+
+from scdrugmap import datasets, download, pp, tl
+from scdrugmap._cohort import encode
+from scdrugmap._errors import DownloadError, InputError
+from scdrugmap._files import atomic_file, atomic_path, write_json
+from scdrugmap._keys import KEYS
+from scdrugmap.download import ledger
+from scdrugmap.models import registry
+from scdrugmap.spec import ReproduceSpec
+from scdrugmap.study.chosen import Chosen
+from scdrugmap.study.missing import Missing
+
+#: Columns that the categories of the paper are values of, and where the catalogue has them as the paper counts them.
+CATEGORIES = {
+    "tissue": "tissue_published", "drug_type": "therapy_type_published", "cancer_type": "cancer_type_published",
+    "regimen": "regimen",
+}  # fmt: skip
+#: Columns that the joined cells keep.
+KEPT = [KEYS.response, KEYS.sample, KEYS.study, "dataset", "collection", "drug_class", *CATEGORIES]
+
+
+def prepare_studies(spec: ReproduceSpec, chosen: Chosen, missing: Missing) -> dict[str, Path]:
+    """Fetch, check and harmonise every study.
+
+    Parameters
+    ----------
+    spec, chosen
+        The run.
+    missing
+        Gets the studies that cannot be had.
+
+    Returns
+    -------
+    File of labelled cells by key.
+    """
+    out: dict[str, Path] = {}
+    given = _read_labels(spec.labels)
+    for key, row in chosen.table.iterrows():
+        name, target = str(key), spec.store / "studies" / f"{key}.h5ad"
+        with missing.leaves_the_rest(f"study {name}"):
+            if not row["entry"]:
+                raise DownloadError(f"no source of kind {spec.source!r} in the registry")
+            if not target.exists():
+                adata = datasets.fetch(name, source=spec.source, accept_licence=True, progress=False)
+                adata = _labelled(_with_labels(adata, given[given["dataset"] == name]))
+                _checked(adata, target.with_suffix(".check.json"))
+                pp.harmonize_genes(adata)
+                _describe(adata, name, row)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_path(target) as scratch:
+                    adata.write_h5ad(scratch)
+            out[name] = target
+    return out
+
+
+def _read_labels(file: Path | None) -> pd.DataFrame:
+    """The user's labels for studies that come without."""
+    if file is None:
+        return pd.DataFrame(columns=["dataset", KEYS.response])
+    try:
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise InputError("labels", f"{file}: {error}", "a CSV file", "check the path and the format.") from None
+    for column in ("dataset", KEYS.response):
+        if column not in table:
+            raise InputError("labels", f"columns {', '.join(table)}", f"a column {column!r}", "add it.")
+    return table
+
+
+def _with_labels(adata: ad.AnnData, table: pd.DataFrame) -> ad.AnnData:
+    """Cells that the user's table names, with its labels; the study as it is where the table does not name it."""
+    if not len(table):
+        return adata
+    if "cell" in table and (table["cell"] != "").all():
+        names: Any = adata.obs_names
+        found = table.set_index("cell")[KEYS.response]
+    elif "sample" in table and (table["sample"] != "").all():
+        names, found = adata.obs[KEYS.sample].astype(str), table.set_index("sample")[KEYS.response]
+    else:
+        names, found = (
+            pd.Series("", index=adata.obs_names),
+            pd.Series(table[KEYS.response].iloc[:1].to_numpy(), index=[""]),
+        )
+    if found.index.has_duplicates:
+        twice = found.index[found.index.duplicated()][0]
+        raise InputError("labels", f"{twice!r} twice", "each cell or sample once", "leave one row.")
+    adata.obs[KEYS.response] = found.reindex(names).to_numpy()
+    return adata
+
+
+def _labelled(adata: ad.AnnData) -> ad.AnnData:
+    """Cells with a label; the others would only cost time."""
+    if KEYS.response not in adata.obs:
+        raise InputError(
+            "study", "no labels in the source", "labelled cells", "add labels by hand and benchmark it alone."
+        )
+    known = encode(adata.obs[KEYS.response]) >= 0
+    if not known.any():
+        raise InputError("study", "no labelled cell in the source", "labelled cells", "see sd.pp.harmonize_response.")
+    return adata[known].copy()
+
+
+def _checked(adata: ad.AnnData, target: Path) -> None:
+    """Refuse a study that is not fit for use; keep what was found."""
+    report = pp.check(adata)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_json(target, report.to_dict())
+    if not report.ok:
+        found = "; ".join(f"{f.slot}: {f.message}" for f in report.errors)
+        raise InputError("study", found, "counts and genes that can be used", "see the report of the check.")
+
+
+def _describe(adata: ad.AnnData, key: str, row: pd.Series) -> None:
+    """Add the categories of the paper; a sample is one of its series."""
+    facts = {name: row[column] for name, column in CATEGORIES.items()}
+    for name, value in (facts | {k: row[k] for k in ("collection", "drug_class")} | {"dataset": key}).items():
+        adata.obs[name] = pd.Categorical([value or None] * adata.n_obs)
+    series = str(row["accession"])
+    adata.obs[KEYS.study] = pd.Categorical([series] * adata.n_obs)
+    samples = adata.obs[KEYS.sample] if KEYS.sample in adata.obs else pd.Series("", index=adata.obs_names)
+    text = samples.astype(object).where(samples.notna(), "").astype(str)
+    adata.obs[KEYS.sample] = pd.Categorical(text.where(text.str.startswith(series), f"{key}:" + text))
+    adata.obs_names = [f"{key}:{name}" for name in adata.obs_names]
+
+
+def fetch_checkpoints(chosen: Chosen, missing: Missing) -> dict[str, Path]:
+    """Fetch the checkpoint of every model with weights; returns their folders by name.
+
+    Parameters
+    ----------
+    chosen
+        The models.
+    missing
+        Gets those that cannot be had.
+    """
+    out: dict[str, Path] = {}
+    for card in chosen.networks:
+        with missing.leaves_the_rest(f"model {card.name}"):
+            out[card.name] = download.fetch("checkpoints", card.checkpoints[0], accept_licence=True, progress=False)
+    return out
+
+
+def embed_studies(
+    spec: ReproduceSpec, studies: Mapping[str, Path], checkpoints: Mapping[str, Path], missing: Missing
+) -> None:
+    """Embed every study once with every model; a killed run goes on inside a study.
+
+    Parameters
+    ----------
+    spec
+        The run.
+    studies, checkpoints
+        Files by key, folders by name of the model.
+    missing
+        Gets the pairs that failed.
+    """
+    for name, folder in checkpoints.items():
+        card = registry.info(name)
+        if all(_embedding(spec, key, card.key).exists() for key in studies):
+            continue
+        model: Any = None
+        for key, file in studies.items():
+            target = _embedding(spec, key, card.key)
+            if target.exists():
+                continue
+            with missing.leaves_the_rest(f"embedding of {key} with {name}"):
+                model = model or registry.load(name, folder)
+                parts = spec.store / "embeddings" / f".{key}-{card.key}"
+                adata = ad.read_h5ad(file)
+                tl.embed(
+                    adata, model, key_added="found", context=KEYS.sample if card.context == "group" else None,
+                    store=parts, batch_size=spec.batch_size, device=spec.device, rng=spec.seed, progress=False,
+                )  # fmt: skip
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_file(target) as out:
+                    np.save(out, np.asarray(adata.obsm["X_found"], dtype=np.float32))
+                shutil.rmtree(parts, ignore_errors=True)
+
+
+def _embedding(spec: ReproduceSpec, key: str, model: str) -> Path:
+    return spec.store / "embeddings" / key / f"{model}.npy"
+
+
+def join(spec: ReproduceSpec, chosen: Chosen, studies: Mapping[str, Path], collection: str) -> ad.AnnData | None:
+    """Put the studies of a collection under one another, with the genes that all have, and the embeddings.
+
+    Parameters
+    ----------
+    spec, chosen, studies
+        The run and its files.
+    collection
+        Of the catalogue.
+
+    Returns
+    -------
+    The cells; ``None`` if there is no study. A model that failed on a study has no embedding of its cells (NaN).
+    """
+    keys = [k for k in studies if chosen.table.loc[k, "collection"] == collection]
+    if not keys:
+        return None
+    parts = []
+    for key in keys:
+        part = ad.read_h5ad(studies[key])
+        part.obs = part.obs[[c for c in KEPT if c in part.obs]].astype(str).replace("nan", None)
+        part.uns, part.obsm = {}, {}
+        part.var = part.var[[c for c in (KEYS.gene_symbol, KEYS.ensembl_id) if c in part.var]]
+        for layer in list(part.layers):
+            del part.layers[layer]
+        parts.append(part)
+    joined = ad.concat(parts, join="inner", merge="first")
+    for column in joined.obs:
+        joined.obs[column] = joined.obs[column].astype("category")
+    for card in chosen.networks:
+        files = [_embedding(spec, key, card.key) for key in keys]
+        found = [np.load(f) if f.exists() else None for f in files]
+        dim = next((x.shape[1] for x in found if x is not None), None)
+        if dim is None:
+            continue
+        none = [np.full((p.n_obs, dim), np.nan, np.float32) for p in parts]
+        whole = np.concatenate([n if x is None else x for x, n in zip(found, none, strict=True)])
+        joined.obsm[KEYS.embedding(card.key)] = whole
+        joined.uns[card.key] = {
+            "params": {"context": KEYS.sample}, KEYS.provenance: {"model": card.name, "context": KEYS.sample},
+        }  # fmt: skip
+    return joined
+
+
+def digests(spec: ReproduceSpec, studies: Mapping[str, Path], checkpoints: Mapping[str, Path]) -> dict[str, Any]:
+    """SHA-256 of everything that went in: files of studies and checkpoints, by name.
+
+    Parameters
+    ----------
+    spec, studies, checkpoints
+        The run and its files.
+    """
+    from scdrugmap import __version__
+
+    records = ledger.read()
+    out: dict[str, Any] = {"scdrugmap": __version__, "studies": {}, "checkpoints": {}}
+    for key, file in studies.items():
+        with h5py.File(file, "r") as handle:
+            provenance = dict(handle["uns"][KEYS.provenance]) if KEYS.provenance in handle["uns"] else {}
+            value = provenance["sha256"][()] if "sha256" in provenance else b""
+        text = value.decode() if isinstance(value, bytes) else str(value)
+        out["studies"][key] = text or hashlib.sha256(file.read_bytes()).hexdigest()
+    for name in checkpoints:
+        prefix = f"checkpoints/{registry.info(name).checkpoints[0]}/"
+        out["checkpoints"][name] = {
+            k.removeprefix(prefix): r.get("sha256", "") for k, r in sorted(records.items()) if k.startswith(prefix)
+        }
+    return json.loads(json.dumps(out, default=str))

@@ -1,0 +1,144 @@
+"""Figures 1b-d to 7, drawn from what the run has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from scdrugmap import pl, tl
+from scdrugmap._errors import InputError
+from scdrugmap._files import atomic_path
+from scdrugmap._keys import KEYS
+from scdrugmap.datasets import catalogue
+from scdrugmap.evaluation.result.result import BenchmarkResult
+from scdrugmap.spec import ReproduceSpec
+from scdrugmap.study.grids import Job
+from scdrugmap.study.missing import Missing
+
+if TYPE_CHECKING:
+    from scdrugmap.study.chosen import Chosen
+
+#: Models whose embeddings figure 4 shows.
+MAPPED = ("scFoundation", "scGPT", "UCE")
+#: Cells of a map, and of the measurement of speed.
+MAP_CELLS, SPEED_CELLS = 5000, 16
+#: Metric of the paper's figures.
+METRIC = "f1"
+
+
+class Pages:
+    """The folder of the figures; one that cannot be drawn is listed and leaves the others.
+
+    Parameters
+    ----------
+    spec, missing
+        The run, and its list of what is left out.
+    """
+
+    def __init__(self, spec: ReproduceSpec, missing: Missing) -> None:
+        self.spec, self.missing = spec, missing
+        self.folder, self.names = spec.store / "figures", list[str]()
+
+    def draw(self, name: str, figure: Callable[..., Any], *args: Any, **options: Any) -> None:
+        """Draw one figure into a file."""
+        import matplotlib.pyplot as plt
+
+        with self.missing.leaves_the_rest(f"figure {name}"):
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                figure(*args, show=False, save=self.folder / f"{name}.png", **options)
+                self.names.append(f"{name}.png")
+            finally:
+                plt.close("all")
+
+
+def figure_1(pages: Pages, chosen: Chosen) -> None:
+    """1b-d: the categories, and the data sets and cells of both collections, of the whole catalogue."""
+    del chosen
+    pages.draw("figure1b", pl.catalogue)
+    pages.draw("figure1c", pl.catalogue, catalogue(collection="primary"))
+    pages.draw("figure1d", pl.catalogue, catalogue(collection="external"))
+
+
+def bars(pages: Pages, number: str, results: Mapping[Job, BenchmarkResult]) -> None:
+    """2 and 6: bars with folds and intervals, one file per benchmark and categorisation."""
+    for job, result in results.items():
+        for by in pd.unique(result.table.loc[result.table["setting"] == job.setting, "by"]):
+            part = result.select(by=by, setting=job.setting)
+            pages.draw(f"figure{number}-{job.name}-{by}", pl.benchmark, part, metric=METRIC)
+
+
+def circles(pages: Pages, number: str, results: Mapping[Job, BenchmarkResult], metrics: tuple[str, ...]) -> None:
+    """3, 5 and 6: radar, circular bars, and for cancer types violin and box."""
+    for job, result in results.items():
+        for by in pd.unique(result.table.loc[result.table["setting"] == job.setting, "by"]):
+            part = result.select(by=by, setting=job.setting)
+            places = part.summary(metrics=METRIC, n_resamples=0).dropna(subset=["value"])["category"].nunique()
+            if places == 0:
+                continue
+            stem = f"figure{number}-{job.name}-{by}"
+            for metric in metrics:
+                end = "" if metric == METRIC else f"-{metric}"
+                pages.draw(f"{stem}-circular{end}", pl.radar, part, metric=metric, kind="bar")
+                if places > 2:
+                    pages.draw(f"{stem}-radar{end}", pl.radar, part, metric=metric)
+            if by == "cancer_type" and number == "3":
+                pages.draw(f"{stem}-violin", pl.violin, part, metric=METRIC)
+
+
+def figure_4(pages: Pages, chosen: Chosen, cells: ad.AnnData) -> None:
+    """UMAP of embeddings, by cancer type and by response."""
+    import scanpy as sc
+
+    there = [c for c in chosen.networks if KEYS.embedding(c.key) in cells.obsm]
+    shown = [c for c in there if c.name in MAPPED] or there[:3]
+    rows = np.random.default_rng(pages.spec.seed).permutation(cells.n_obs)[:MAP_CELLS]
+    for card in shown:
+        X = cells.obsm[KEYS.embedding(card.key)][np.sort(rows)]
+        known = np.isfinite(X).all(axis=1)
+
+        def drawn(X: np.ndarray = X, known: np.ndarray = known, **options: Any) -> None:
+            part = ad.AnnData(obs=cells.obs.iloc[np.sort(rows)[known]].copy(), obsm={"X_model": X[known]})
+            sc.pp.neighbors(part, use_rep="X_model", n_neighbors=min(15, part.n_obs - 1), random_state=pages.spec.seed)
+            sc.tl.umap(part, random_state=pages.spec.seed)
+            pl.response(part, color=[KEYS.cancer_type, KEYS.response], **options)
+
+        pages.draw(f"figure4-{card.key}", drawn)
+
+
+def measured(
+    spec: ReproduceSpec, cells: ad.AnnData | None, checkpoints: Mapping[str, Path], missing: Missing
+) -> pd.DataFrame:
+    """Size and speed of every model on this machine, for figure 7; measured once.
+
+    Parameters
+    ----------
+    spec, cells, checkpoints, missing
+        The run and what it has; without cells, simulated ones serve.
+    """
+    from scdrugmap import datasets
+
+    tables = []
+    if cells is None:
+        cells = datasets.simulate(n_studies=1, n_cells=60, n_genes=3000, rng=0)
+    rows = np.sort(np.random.default_rng(spec.seed).permutation(cells.n_obs)[:SPEED_CELLS])
+    part = ad.AnnData(X=cells.X[rows], obs=cells.obs.iloc[rows].copy(), var=cells.var.copy())
+    for name in [*checkpoints, "pca"]:
+        file = spec.store / "profile" / f"{name}.parquet"
+        with missing.leaves_the_rest(f"speed of {name}"):
+            if not file.exists():
+                found = tl.profile(
+                    part, name, checkpoint=checkpoints.get(name), n_cells=SPEED_CELLS, device=spec.device, rng=spec.seed
+                )
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_path(file) as scratch:
+                    found.reset_index().to_parquet(scratch, index=False)
+            tables.append(pd.read_parquet(file).set_index("model"))
+    if not tables:
+        raise InputError("models", "none could be measured", "one model", "see what is missing.")
+    return pd.concat(tables)
