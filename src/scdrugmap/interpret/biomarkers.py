@@ -10,7 +10,7 @@ import pandas as pd
 
 from scdrugmap.interpret import moderated
 from scdrugmap.interpret.confounding import Confounding
-from scdrugmap.interpret.meta import random_effects
+from scdrugmap.interpret.meta import Pooled, random_effects
 from scdrugmap.interpret.moderated import Effects
 from scdrugmap.interpret.pseudobulk import Pseudobulk, Units
 
@@ -106,7 +106,7 @@ def compare(
             "confounded": confounded,
         }
     )[list(COLUMNS)]
-    if hasattr(shown, "i2") and len(np.unique(units.study)) > 1:
+    if isinstance(shown, Pooled):
         table["n_studies"], table["i2"] = shown.n_studies, shown.i2
     strength = np.where(np.isfinite(columns["t"]), np.abs(columns["t"]), -1.0)
     order = np.lexsort([-np.abs(np.nan_to_num(log2_fc)), ~tested, -strength])
