@@ -16,7 +16,7 @@ from typing import Any
 from scdrugmap._errors import InputError, MissingDependencyError
 from scdrugmap.web.config import ServerSettings
 
-_GRACE = 7.0
+_GRACE = 5.0
 
 
 def serve(settings: ServerSettings, *, roles: tuple[str, ...] = ("web", "worker")) -> int:
