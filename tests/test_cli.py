@@ -201,6 +201,20 @@ def test_a_benchmark_that_leaves_a_category_out_is_partly_done(files, tmp_path):
     assert (tmp_path / "r" / "report.html").exists()
 
 
+def test_a_model_that_fails_is_named_with_its_reason(files, tmp_path, monkeypatch):
+    def fails(*args, **kwargs):
+        raise RuntimeError("the head broke")
+
+    monkeypatch.setattr("scdrugmap.evaluation.grid.work.fit_predict", fails)
+    out = run(
+        "benchmark", files / "all.h5ad", "-m", "X_mine", "--head", "logistic", "--n-folds", 2, "--split", "cell",
+        "--baseline", "majority", "--n-jobs", 1, "-o", tmp_path / "r",
+    )  # fmt: skip
+    assert out.exit_code == 4, out.output
+    assert "X_mine: failed: RuntimeError: the head broke" in out.stderr
+    assert "(random): cells of one sample on both sides" in " ".join(out.stdout.split())
+
+
 @pytest.mark.parametrize(
     ("code", "arguments", "words"),
     [

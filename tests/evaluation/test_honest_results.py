@@ -173,3 +173,23 @@ def test_adaptations_stand_beside_plain_transfer(run, cohort):
     assert values["value"]["X_log + coral"] > 0.75
     assert "transductive" in values["note"]["X_log + study"]
     assert "transductive" not in values["note"]["X_log"]
+
+
+def test_screens_name_the_random_split_and_few_samples(run, cohort, tmp_path):
+    from scdrugmap.cli._runs import remarks_on, ways_of
+
+    result = run(cohort(n_samples=8), split=["sample", "cell"])
+    assert ways_of(result) == f"pooled, split by sample and pooled, split by cell (random): {SAME_SAMPLE}"
+    assert "intervals rest on 8 samples or studies only" in remarks_on(result.summary())
+    assert any("only 4 samples" in r for r in remarks_on(run(cohort(n_samples=4), n_folds=2).summary()))
+    page = result.report(tmp_path / "r.html", figures=[]).read_text()
+    assert "so few say little" in page
+    assert "Samples: pooled, split by sample" in page
+
+
+def test_the_report_claims_no_more_than_what_ran(run, cohort, tmp_path):
+    claim = "Everything that is fitted sees training cells only"
+    adata = cohort()
+    adata.obsm["X_pca"] = adata.obsm["X_log"]
+    assert claim not in run(adata, models="X_pca").report(tmp_path / "a.html", figures=[]).read_text()
+    assert claim in run(adata).report(tmp_path / "b.html", figures=[]).read_text()

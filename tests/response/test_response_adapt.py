@@ -58,7 +58,10 @@ def test_a_study_of_the_training_keeps_its_scale():
 
 def test_coral_makes_the_covariance_that_of_the_training():
     rng = np.random.default_rng(0)
-    A, B = rng.normal(size=(400, 4)) @ rng.normal(size=(4, 4)), rng.normal(size=(300, 4)) @ rng.normal(size=(4, 4)) + 7
+    A, B = (
+        rng.normal(size=(400, 4)) @ rng.normal(size=(4, 4)),
+        5 * rng.normal(size=(300, 4)) @ rng.normal(size=(4, 4)) + 7,
+    )
     adaptation = Adaptation.fit(A, np.repeat("a", 400), "coral")
     got = adaptation(B, np.repeat("b", 300))
     np.testing.assert_allclose(got.mean(axis=0), A.mean(axis=0), atol=1e-4)
