@@ -21,8 +21,8 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "study"), str(ROOT / "tests" / "prompting")]
-import standin
-from prompting_endpoint import Endpoint, truthful
+import standin  # noqa: E402
+from prompting_endpoint import Endpoint, truthful  # noqa: E402
 
 
 def answer(request: dict, number: int) -> object:
