@@ -58,11 +58,12 @@ def test_help_does_not_import_torch():
     assert out.stdout.strip().endswith("False")
 
 
-COMMANDS = ["demo", "check", "embed", "train", "predict", "benchmark", "report"]
+COMMANDS = ["demo", "check", "embed", "train", "predict", "benchmark", "report", "recommend", "reproduce"]
 GROUPS = {
     "models": ["list", "info", "fetch", "where", "verify", "register", "rm"],
     "datasets": ["list", "info", "fetch", "where", "verify", "rm"],
     "cache": ["list", "size", "clear"],
+    "results": ["merge", "export"],
 }
 
 

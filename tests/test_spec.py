@@ -176,3 +176,15 @@ def test_errors_name_the_field_and_the_value():
         TOOLS["benchmark"].build(input="a", output="b", models=["pca"], n_folds=1)
     with pytest.raises(SpecError, match="model or use_rep"):
         TrainSpec.build(input="a", output="b")
+
+
+def test_a_reproduction_takes_lists_apart_and_reads_its_own_record(tmp_path):
+    from scdrugmap.spec import ReproduceSpec
+
+    asked = ReproduceSpec.build(figures=["1b-d,2", "3a"], models="scGPT, UCE", shots=["0,4"], prices="0.15,0.6")
+    assert asked.figures == ["1", "2", "3"] and asked.models == ["scGPT", "UCE"]
+    assert asked.shots == [0, 4] and asked.prices == [0.15, 0.6]
+    (tmp_path / "run.yaml").write_text(asked.to_yaml())
+    assert ReproduceSpec.build(tmp_path / "run.yaml") == asked
+    with pytest.raises(SpecError, match="budget"):
+        ReproduceSpec.build(budget=5)

@@ -165,3 +165,23 @@ def test_labels_of_ones_own(mirror, tmp_path):
     table = _read_labels(file)
     found = _with_labels(adata, table[table["dataset"] == "E1"]).obs["response"]
     assert found.iloc[:20].tolist() == ["sensitive"] * 10 + ["resistant"] * 10 and found.iloc[20:].isna().all()
+
+
+@pytest.mark.parametrize(("low", "packed"), [(0.8, True), (0.6, False), (np.nan, True)])
+def test_a_predictor_is_packed_only_above_its_floor(mirror, tmp_path, monkeypatch, low, packed):
+    from scdrugmap.study import shelf
+
+    row = {"model": "pca", "value": 0.9, "ci_low": low, "ci_high": low + 0.15, "floor": 2 / 3, "reason": ""}
+    monkeypatch.setattr(shelf, "judged", lambda *arguments: pd.DataFrame([row]))
+    asked = spec(tmp_path / "run", studies=STUDIES[2:], models=["pca"], figures=["1"], predictors=True)
+    table = sd.reproduce(asked).tables["predictors"].set_index("predictor")
+    single, several = "taxane-cell-line", "btk-inhibitor-peripheral-blood-mononuclear-cells"
+    assert not table.loc[single, "packed"] and "one series" in table.loc[single, "why"]
+    folder = tmp_path / "run" / "predictors" / several
+    assert table.loc[several, "packed"] == packed == folder.is_dir()
+    if packed:
+        card = (folder / "README.md").read_text()
+        assert "On studies left out" in card and "Not for" in card and "calling every cell sensitive" in card
+        assert sd.load_predictor(folder).training["not_for"]
+    else:
+        assert "does not beat" in table.loc[several, "why"]
