@@ -27,6 +27,7 @@ extensions = [
     "sphinx_autodoc_typehints",
     "sphinx_copybutton",
     "sphinx_design",
+    "catalogue_pages",
     "model_table",
     "server_screenshots",
 ]
@@ -57,6 +58,8 @@ exclude_patterns = ["_server_screenshots.md", "_build", "jupyter_execute", "**.i
 
 html_theme = "sphinx_book_theme"
 html_title = project
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_theme_options = {
     "repository_url": "https://github.com/scdrugmap/scdrugmap",
     "use_repository_button": True,

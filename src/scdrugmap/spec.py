@@ -103,6 +103,12 @@ class Spec(BaseModel):
             if isinstance(first.get("ctx", {}).get("error"), SpecError):
                 raise first["ctx"]["error"] from None
             name = str(first["loc"][0]) if first["loc"] else "specification"
+            if first["type"] == "missing" and name in cls.model_fields:
+                field = cls.model_fields[name]
+                flag = extra_of(field).get("flag", [f"--{name.replace('_', '-')}"])[-1]
+                raise SpecError(
+                    name, "nothing", field.description or name, f"pass {'a file' if name == 'input' else flag}."
+                ) from None
             known = ", ".join(cls.model_fields)
             message = first["msg"].removeprefix("Value error, ")
             raise SpecError(name, first.get("input"), message, f"the fields are {known}.") from None
@@ -173,6 +179,7 @@ class EmbedSpec(RunSpec):
     model: list[str] = option(..., "model", "Model; repeat it for several.", min_length=1, flag=["--model", "-m"])
     checkpoint: Path | None = option(None, "model", "Official checkpoint: folder, file or registry variant.")
     key_added: str | None = option(None, "output", "Name instead of the model's key.")
+    overwrite: bool = option(False, "output", "Let the output replace the input.")
     context: str | None = option(
         None, "data", "Column of obs for models whose cells see each other: cells with one value form one group.",
         former="groups",
@@ -237,6 +244,7 @@ class PredictSpec(_Trained):
     tool: ClassVar[str] = "tl.predict_response"
     endings: ClassVar[tuple[str, ...]] = (".h5ad", ".h5mu", ".csv", ".parquet")
 
+    overwrite: bool = option(False, "output", "Let the output replace the input.")
     predictor: Path | None = option(None, "model", "Folder of a saved predictor.", flag=["--predictor", "-p"])
     model: str | None = option(
         None, "model", "Without a predictor: model to train on the reference, or to prompt.", flag=["--model", "-m"]

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from scdrugmap._errors import ScDrugMapWarning
 from scdrugmap.cli._console import console
 from scdrugmap.cli._io import write_frame
+from scdrugmap.cli._picture import draw_demo
 from scdrugmap.cli._runs import print_summary
 
 STEPS = (
@@ -127,6 +128,8 @@ def run_demo(folder: Path, seed: int) -> None:
         cross.to_parquet(folder / "cross")
         pooled.report(folder / "pooled.html")
         cross.report(folder / "report.html")
+        components = next(v for k, v in query.obsm.items() if k.endswith("pca"))
+        draw_demo(query, components, cross, folder / "picture.png", seed=seed)
     console.print(report)
     print_summary(cross, "across studies: mean over left-out studies [95 % interval over studies]")
     console.print(
@@ -135,6 +138,7 @@ def run_demo(folder: Path, seed: int) -> None:
     )
     console.print(f"\nfinished in {time.perf_counter() - steps.start:.0f} s; everything is in {folder}/")
     for name, what in (
+        ("picture.png", "cells of the held-out study by label and by call, and the benchmark"),
         ("report.html", "one page: data, splits, tables with intervals, figures"),
         ("pooled.html", "the same for the pooled setting"),
         ("results.csv", "every score of every fold"),

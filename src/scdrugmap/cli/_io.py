@@ -10,11 +10,16 @@ from scdrugmap._anndata import writable
 from scdrugmap._errors import InputError, OutputError, SpecError
 from scdrugmap._files import atomic_path
 
+#: Endings of what :func:`scdrugmap.datasets.load` reads, beside a folder.
+OTHERS = tuple(
+    kind + packed for kind in (".h5", ".mtx", ".csv", ".tsv", ".txt", ".tar", ".rds", ".zip") for packed in ("", ".gz")
+)
+
 
 def read_cells(path: Path) -> Any:
-    """Read an AnnData or MuData file."""
+    """Read an AnnData or MuData file, or counts from 10x (.h5, a folder, .mtx), text, R or an archive."""
     if not path.exists():
-        raise InputError("input", str(path), "an existing .h5ad or .h5mu file", "check the path.")
+        raise InputError("input", str(path), "an existing file or folder of cells", "check the path.")
     try:
         if path.suffix == ".h5mu":
             import mudata
@@ -24,6 +29,12 @@ def read_cells(path: Path) -> Any:
             import anndata
 
             return anndata.read_h5ad(path)
+        if path.is_dir() or path.name.lower().endswith(OTHERS):
+            from scdrugmap.datasets import load
+
+            return load(path)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(
             "input",
@@ -31,7 +42,7 @@ def read_cells(path: Path) -> Any:
             "a readable file",
             "write it again with adata.write_h5ad.",
         ) from error
-    raise InputError("input", str(path), "a .h5ad or .h5mu file", "convert it with scanpy first.")
+    raise InputError("input", str(path), "cells: .h5ad, .h5mu, 10x, .csv or .tsv", "convert it with scanpy first.")
 
 
 def check_writable(path: Path, *suffixes: str) -> None:

@@ -14,6 +14,7 @@ from scdrugmap._files import write_text
 from scdrugmap.cli._console import console, print_json, print_table
 from scdrugmap.cli._exit import PARTLY
 from scdrugmap.cli._io import check_kind, check_writable, read_cells, write_cells, write_frame
+from scdrugmap.cli._overwrite import refuse_own_input
 from scdrugmap.spec import BenchmarkSpec, ExplainSpec, PredictSpec, RunSpec, TrainSpec, extra_of
 
 RUN = "scdrugmap_run"
@@ -48,6 +49,7 @@ def run(spec: RunSpec, as_json: bool = False) -> None:
 def _check(spec: RunSpec) -> None:
     """Refuse what cannot be written or found, before anything is read."""
     check_writable(spec.output, *spec.endings)
+    refuse_own_input(spec)
     if isinstance(spec, TrainSpec) and not spec.overwrite and spec.output.is_dir() and any(spec.output.iterdir()):
         raise SpecError("output", str(spec.output), "an empty or new folder", "pass --overwrite or another name.")
     if isinstance(spec, PredictSpec | ExplainSpec) and spec.predictor is not None and not spec.predictor.is_dir():

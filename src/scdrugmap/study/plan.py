@@ -135,7 +135,7 @@ def make_plan(spec: ReproduceSpec) -> Plan:
     accept = {}
     for kind, table in (("datasets", studies), ("checkpoints", checkpoints)):
         for key in table.loc[table["to_fetch"] & (table["accept"] != ""), "entry"] if len(table) else ():
-            accept[key] = licence_line(download.entries(kind)[key])  # type: ignore[index]
+            accept[key] = licence_line(download.entries(kind)[key])
     hours = _hours(spec, chosen, cells) if cells and len(chosen.networks) else pd.DataFrame(columns=HOURS)
     return Plan(spec, studies, checkpoints, accept, hours, _prompts(spec, chosen, studies))
 

@@ -265,7 +265,7 @@ def _halves(subject: _Subject, trained: ResponsePredictor) -> dict[str, Any]:
     order = np.argsort(subject.samples, kind="stable")
     first, second = np.sort(order[::2]), np.sort(order[1::2])
     pair = tuple(subject.means(trained, half).mean(axis=1) for half in (first, second))
-    return checks.stability_row("stable cells", [pair], "halves of the cells")  # type: ignore[list-item]
+    return checks.stability_row("stable cells", [pair], "halves of the cells")
 
 
 def _refits(

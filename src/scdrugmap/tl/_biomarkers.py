@@ -135,7 +135,8 @@ def biomarkers(
     seed = seed_of(rng)
     cohort = labelled_cohort(edit.adata, key, groups)
     strata = _strata(edit.adata, by, cohort.y)
-    tables, record = [], {"params": _params(locals(), ("key", "groups", "method", "engine", "min_cells", "seed"))}
+    tables: list[pd.DataFrame] = []
+    record: dict[str, Any] = {"params": _params(locals(), ("key", "groups", "method", "engine", "min_cells", "seed"))}
     record |= {"scdrugmap": __version__, "reasons": []}
     for name, cells in strata:
         comparison = _compare(edit.adata, cohort, cells, engine, list(adjust), min_cells, layer, seed)

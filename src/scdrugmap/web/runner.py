@@ -23,9 +23,9 @@ Tell = Callable[..., None]
 
 def run_job(settings: ServerSettings, job_id: str, request: dict[str, Any], tell: Tell) -> tuple[str, str | None]:
     """Run and return how it ended: ``("done", None)`` or ``("failed", why)``."""
-    import scdrugmap as sd
+    from scdrugmap.settings import settings as library
 
-    sd.settings.offline = True
+    library.offline = True
     server = Server(settings)
     folder = jobs.folder(server, job_id)
     work = folder / "work"
