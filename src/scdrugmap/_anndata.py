@@ -345,6 +345,22 @@ def obs_column(adata: AnnData, key: str, argument: str) -> pd.Series:
     return adata.obs[key]
 
 
+def as_text(column: pd.Series) -> np.ndarray:
+    """Return the values of a column as text; a missing one is ``"nan"``, whichever pandas reads it."""
+    return column.astype(object).where(column.notna(), "nan").astype(str).to_numpy(dtype=object).astype(str)
+
+
+def obs_text(adata: AnnData, key: str, argument: str) -> np.ndarray:
+    """Return a column of ``obs`` as text: :func:`as_text` of :func:`obs_column`.
+
+    Raises
+    ------
+    MissingKeyError
+        There is no such column.
+    """
+    return as_text(obs_column(adata, key, argument))
+
+
 def gene_ids(adata: AnnData, layer: str | None = None) -> Genes:
     """Return the identifiers of the genes of ``adata`` (or of ``adata.raw``) as far as they are written in it.
 

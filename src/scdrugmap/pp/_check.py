@@ -203,7 +203,7 @@ def _check_cells(
         where = ""
         for key, word in ((study_key, "studies"), (sample_key, "samples")):
             if key in data.obs:
-                group = data.obs[key].astype(str).to_numpy()[copies.index]
+                group = _anndata.as_text(data.obs[key])[copies.index]
                 spread = pd.Series(group).groupby([copies["a"].to_numpy(), copies["b"].to_numpy()]).nunique()
                 if (spread > 1).any():
                     where = f", {int((spread > 1).sum()):,} of them in several {word}"

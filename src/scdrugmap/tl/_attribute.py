@@ -129,7 +129,7 @@ def attribute(
     trained, seed = load_any(predictor), seed_of(rng)
     samples = np.full(cells.n_obs, "all")
     if by in cells.obs or by != KEYS.sample:
-        samples = _anndata.obs_column(cells, by, "by").astype(str).to_numpy()
+        samples = _anndata.obs_text(cells, by, "by")
     explainer, named = open_explainer(cells, trained, method, n_steps, baseline, seed, layer=layer, device=device)
     rows = chosen_cells(samples, max_cells_per_sample, np.random.default_rng(seed))
     codes, names = pd.factorize(samples, sort=True)

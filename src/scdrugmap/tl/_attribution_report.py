@@ -149,7 +149,7 @@ class _Subject:
 
         names = np.full(adata.n_obs, "all")
         if by in adata.obs or by != KEYS.sample:
-            names = _anndata.obs_column(adata, by, "by").astype(str).to_numpy()
+            names = _anndata.obs_text(adata, by, "by")
         rows = chosen_cells(names, most, np.random.default_rng(seed))
         source = CountSource(Scorer(trained, adata, layer=layer, device=device).counts)
         check_counts(source, "sd.tl.attribution_report")

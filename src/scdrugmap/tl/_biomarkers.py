@@ -241,7 +241,7 @@ def _strata(adata: AnnData, by: str | None, y: np.ndarray) -> list[tuple[str, np
     """Name and cells of each stratum that holds both labels."""
     if by is None:
         return [("all", np.ones(adata.n_obs, dtype=bool))]
-    values = _anndata.obs_column(adata, by, "by").astype(str).to_numpy()
+    values = _anndata.obs_text(adata, by, "by")
     out = [(str(v), values == v) for v in np.unique(values)]
     out = [(v, cells) for v, cells in out if {0, 1} <= set(y[cells].tolist())]
     if not out:

@@ -265,7 +265,7 @@ def _of_cells(
         activity[first : first + X.shape[0]] = ulm(log_normalize(X.astype(np.float64)), weights)
     samples = np.full(adata.n_obs, "all")
     if groups in adata.obs:
-        samples = adata.obs[groups].astype(str).to_numpy()
+        samples = _anndata.as_text(adata.obs[groups])
     if key in adata.obs and groups in adata.obs:
         from scdrugmap.tl._biomarkers import labelled_cohort
 

@@ -121,7 +121,7 @@ def perturb(
     if not isinstance(n_null, int | np.integer) or n_null < 0:
         raise InputError("n_null", n_null, "a number of genes, 0 or more", "pass n_null=100.")
     trained, seed = load_any(predictor), seed_of(rng)
-    samples = _anndata.obs_column(edit.adata, by, "by").astype(str).to_numpy()
+    samples = _anndata.obs_text(edit.adata, by, "by")
     scorer = Scorer(trained, edit.adata, layer=layer, device=device, batch_size=batch_size)
     wanted = _wanted(edit.adata, genes, sets)
     work = _Work(scorer, samples, edit.adata.n_vars)

@@ -125,7 +125,7 @@ def prompt_response(
         examples = _examples(known, label_key, layer, context, shots, shots_rep)
         names = known.obs_names.to_numpy(dtype=str)
     source = (
-        None if source_key is None else _anndata.obs_column(edit.adata, source_key, "source_key").astype(str).tolist()
+        None if source_key is None else _anndata.obs_text(edit.adata, source_key, "source_key").tolist()
     )
     result = prompting.predict(
         _anndata.counts(edit.adata, layer),
