@@ -21,9 +21,9 @@ from scdrugmap._files import atomic_file, atomic_path, write_json
 from scdrugmap._keys import KEYS
 from scdrugmap.download import ledger
 from scdrugmap.models import registry
-from scdrugmap.spec import ReproduceSpec
 from scdrugmap.study.chosen import Chosen
 from scdrugmap.study.missing import Missing
+from scdrugmap.study.spec import ReproduceSpec
 
 #: Columns that the categories of the paper are values of, and where the catalogue has them as the paper counts them.
 CATEGORIES = {

@@ -10,7 +10,7 @@ import pandas as pd
 from scdrugmap.datasets._catalogue import catalogue, find_study, sources_of
 from scdrugmap.download.catalog import normalise
 from scdrugmap.models import registry
-from scdrugmap.spec import ReproduceSpec
+from scdrugmap.study.spec import ReproduceSpec
 
 if TYPE_CHECKING:
     from scdrugmap.models.card import ModelCard

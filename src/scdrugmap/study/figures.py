@@ -16,9 +16,9 @@ from scdrugmap._files import atomic_path
 from scdrugmap._keys import KEYS
 from scdrugmap.datasets import catalogue
 from scdrugmap.evaluation.result.result import BenchmarkResult
-from scdrugmap.spec import ReproduceSpec
 from scdrugmap.study.grids import Job
 from scdrugmap.study.missing import Missing
+from scdrugmap.study.spec import ReproduceSpec
 
 if TYPE_CHECKING:
     from scdrugmap.study.chosen import Chosen

@@ -19,10 +19,10 @@ from scdrugmap._keys import KEYS
 from scdrugmap.evaluation.result.files import load
 from scdrugmap.evaluation.result.result import BenchmarkResult
 from scdrugmap.models import registry
-from scdrugmap.spec import ReproduceSpec
 from scdrugmap.study.answers import Answers
 from scdrugmap.study.chosen import Chosen
 from scdrugmap.study.missing import Missing
+from scdrugmap.study.spec import ReproduceSpec
 
 if TYPE_CHECKING:
     from scdrugmap.models.card import ModelCard

@@ -13,9 +13,9 @@ from scdrugmap import download
 from scdrugmap._errors import ScDrugMapError
 from scdrugmap._logging import get_logger
 from scdrugmap.download.catalog import Entry, licence_line
-from scdrugmap.spec import ReproduceSpec
 from scdrugmap.study.answers import variants
 from scdrugmap.study.chosen import Chosen, choose, short_list
+from scdrugmap.study.spec import ReproduceSpec
 
 #: Seconds that may go into measuring; models that are left are estimated from those that were measured.
 MEASURE_SECONDS = 45.0

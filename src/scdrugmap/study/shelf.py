@@ -14,9 +14,9 @@ import pandas as pd
 from scdrugmap import tl
 from scdrugmap._files import write_json
 from scdrugmap._keys import KEYS
-from scdrugmap.spec import ReproduceSpec
 from scdrugmap.study.chosen import Chosen
 from scdrugmap.study.missing import Missing
+from scdrugmap.study.spec import ReproduceSpec
 
 #: What a predictor is judged by; its floor is the value of calling every cell sensitive.
 METRIC = "f1"
