@@ -66,7 +66,7 @@ def choose(spec: ReproduceSpec) -> Chosen:
     for name in spec.lora_models or ():
         registry.info(name)
     wanted = [f for f in spec.figures if f in COLLECTIONS]
-    collections = [c for c in ("primary", "external") if c in {COLLECTIONS[f] for f in wanted}]
+    collections: list[str] = [c for c in ("primary", "external") if c in {COLLECTIONS[f] for f in wanted}]
     if spec.predictors and "primary" not in collections:
         collections.insert(0, "primary")
     table = catalogue()
@@ -80,6 +80,11 @@ def choose(spec: ReproduceSpec) -> Chosen:
         table = table[~later].copy()
     table["entry"] = [_entry(row, spec.source) for _, row in table.iterrows()]
     kinds = {kind: [c for c in cards if c.kind == kind] for kind in ("network", "fitted", "prompt")}
+    # What no figure shows is neither fetched nor asked.
+    if not spec.predictors and not {"2", "3", "4", "6", "7"} & set(spec.figures):
+        kinds["network"] = []
+    if "5" not in spec.figures or "prompt" not in spec.strategy:
+        kinds["prompt"] = []
     return Chosen(table, kinds["network"], kinds["fitted"], kinds["prompt"], [str(c) for c in collections])
 
 

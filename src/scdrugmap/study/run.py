@@ -175,7 +175,7 @@ def _collection(
 ) -> dict[grids.Job, BenchmarkResult]:  # fmt: skip
     """Every benchmark of one collection, and its few-shot curves."""
     results = {}
-    prompted = "prompt" in spec.strategy and collection == "primary" and bool(chosen.prompted)
+    prompted = collection == "primary" and bool(chosen.prompted)
     answers = ask(spec, chosen, cells, missing) if prompted else {}
     if answers:
         done.tables["prompt_coverage"] = coverage(answers, cells)
