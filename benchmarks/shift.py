@@ -2,8 +2,9 @@
 
 Usage: python benchmarks/shift.py [--seeds 4] [--data FOLDER]
 
-Simulated pairs of every kind of shift come first: the thresholds of ``scdrugmap.trust.shift`` were chosen on them. With
-``--data``, the folder of the real studies, the same is printed for real pairs, on which nothing was chosen. A pair is
+Simulated pairs of every kind of shift come first; they leave a wide gap for the thresholds of ``scdrugmap.trust.shift``.
+With ``--data``, the folder of the real studies, the same is printed for real pairs. These were looked at when the place
+of the thresholds inside the gap was chosen, so that they are no blind confirmation. A pair is
 harmful where the predictor's AUROC on the true states of the query is below 0.6, harmless from 0.7 on; queries of one
 class, and cells that have no response, are what their kind says.
 """
@@ -56,9 +57,6 @@ def simulated(seed: int) -> tuple[ad.AnnData, dict[str, tuple[ad.AnnData, str | 
     rng = np.random.default_rng(seed)
     same = {"n_patients": 8, "n_genes": 1500, "n_cells": 2000, "rng": seed, "shared_effect": 2.0, "depth": 2000}
     both = sd.datasets.simulate(n_studies=2, drugs=["erlotinib", "erlotinib"], study_effect=0.6, **same)
-    private = sd.datasets.simulate(
-        n_studies=2, drugs=["erlotinib", "paclitaxel"], study_effect=0.6, **(same | {"shared_effect": 0.0})
-    )
     other = sd.datasets.simulate(n_studies=2, study_effect=0.6, **(same | {"shared_effect": 0.0, "rng": seed + 100}))
     first = both.obs["study"] == both.obs["study"].iloc[0]
     batch = both.obs["batch"] == both.obs.loc[first, "batch"].iloc[0]
@@ -77,13 +75,22 @@ def simulated(seed: int) -> tuple[ad.AnnData, dict[str, tuple[ad.AnnData, str | 
         "lower depth": (thinned(held, 0.3, rng), None),
         "other study, same drug": (both[~first].copy(), None),
         "composition: no malignant cell": (immune, None),
-        "other drug programme, same kind of cells": (private[~first].copy(), None),
         "other drug programme, other cells": (foreign, None),
         "other tissue": (rescaled(foreign, 1.0, rng), None),
         "other species, orthologues": (rescaled(foreign, 1.4, rng), None),
         "other species, own names": (mouse, HARMFUL),
         "shuffled genes": (shuffled(held, rng), HARMFUL),
     }
+
+
+def other_programme(seed: int) -> tuple[ad.AnnData, dict[str, tuple[ad.AnnData, str | None]]]:
+    """Two studies of the same kind of cells with two drugs whose resistance programmes share nothing."""
+    cells = sd.datasets.simulate(
+        n_studies=2, drugs=["erlotinib", "paclitaxel"], n_patients=8, n_cells=2000, depth=2000, study_effect=0.6,
+        shared_effect=0.0, private_effect=2.0, rng=seed,
+    )  # fmt: skip
+    first = cells.obs["study"] == cells.obs["study"].iloc[0]
+    return cells[first].copy(), {"other drug programme, same kind of cells": (cells[~first].copy(), None)}
 
 
 def real(folder: Path) -> Iterator[tuple[str, ad.AnnData, dict[str, tuple[ad.AnnData, str | None]]]]:
@@ -173,7 +180,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    show(pd.concat([judged(f"simulation {s}", *simulated(s)) for s in range(arguments.seeds)]))
+    made = [pair(seed) for pair in (simulated, other_programme) for seed in range(arguments.seeds)]
+    show(pd.concat([judged("simulation", *pair) for pair in made]))
     if arguments.data:
         table = pd.concat([judged(*pair) for pair in real(arguments.data)])
         print(table[["training", "query", "verdict", "truth", "AUROC", *FIGURES]].round(2).to_string(index=False))

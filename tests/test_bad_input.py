@@ -139,6 +139,11 @@ COUNTS: dict[str, Call] = {
     "tl.predict_response(prompt)": lambda a, w: sd.tl.predict_response(
         a, strategy="prompt", base_url="http://127.0.0.1:9/v1", confirm=False
     ),
+    "tl.biomarkers": lambda a, w: sd.tl.biomarkers(a, min_cells=1),
+    "tl.attribute": lambda a, w: sd.tl.attribute(a, w.by_model, max_cells_per_sample=2),
+    "tl.perturb": lambda a, w: sd.tl.perturb(a, w.by_model, genes=[w.cells.var_names[0]], n_null=0),
+    "tl.pathways(cells)": lambda a, w: sd.tl.pathways(a, source="resistance", of="cells", min_genes=1),
+    "tl.attribution_report": lambda a, w: sd.tl.attribution_report(a, w.by_model, max_cells_per_sample=2),
     "tl.benchmark": lambda a, w: sd.tl.benchmark(a, models="pca", head="logistic", baselines=[], n_folds=2),
     "tl.few_shot_curve": lambda a, w: sd.tl.few_shot_curve(
         a, "pca", target="study2", head="logistic", shots=(0, 1), n_repeats=1

@@ -58,11 +58,12 @@ def test_help_does_not_import_torch():
     assert out.stdout.strip().endswith("False")
 
 
-COMMANDS = ["demo", "check", "embed", "train", "predict", "benchmark", "report"]
+COMMANDS = ["demo", "check", "embed", "train", "predict", "benchmark", "report", "recommend", "reproduce"]
 GROUPS = {
     "models": ["list", "info", "fetch", "where", "verify", "register", "rm"],
     "datasets": ["list", "info", "fetch", "where", "verify", "rm"],
     "cache": ["list", "size", "clear"],
+    "results": ["merge", "export"],
 }
 
 
@@ -101,7 +102,7 @@ def test_embed_train_predict(files, tmp_path):
     out = run("embed", files / "all.h5ad", "--model", "pca", "--set", "n_components=7", "-o", tmp_path / "e.h5ad")
     assert out.exit_code == 0, out.stderr
     embedded = ad.read_h5ad(tmp_path / "e.h5ad")
-    assert embedded.obsm["X_pca"].shape == (embedded.n_obs, 7)
+    assert embedded.obsm["X_scdrugmap_pca"].shape == (embedded.n_obs, 7)
     assert yaml.safe_load(embedded.uns["scdrugmap_run"])["model"] == ["pca"]
 
     out = run(
@@ -199,6 +200,20 @@ def test_a_benchmark_that_leaves_a_category_out_is_partly_done(files, tmp_path):
     assert out.exit_code == 4, out.output
     assert "not evaluated: a" in out.stderr
     assert (tmp_path / "r" / "report.html").exists()
+
+
+def test_a_model_that_fails_is_named_with_its_reason(files, tmp_path, monkeypatch):
+    def fails(*args, **kwargs):
+        raise RuntimeError("the head broke")
+
+    monkeypatch.setattr("scdrugmap.evaluation.grid.work.fit_predict", fails)
+    out = run(
+        "benchmark", files / "all.h5ad", "-m", "X_mine", "--head", "logistic", "--n-folds", 2, "--split", "cell",
+        "--baseline", "majority", "--n-jobs", 1, "-o", tmp_path / "r",
+    )  # fmt: skip
+    assert out.exit_code == 4, out.output
+    assert "X_mine: failed: RuntimeError: the head broke" in out.stderr
+    assert "(random): cells of one sample on both sides" in " ".join(out.stdout.split())
 
 
 @pytest.mark.parametrize(

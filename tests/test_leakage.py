@@ -184,11 +184,11 @@ def test_embedding_in_which_cells_see_each_other(group_model):
 def test_a_baseline_fitted_on_all_cells_is_marked():
     adata = cohort(0)
     sd.tl.embed(adata, "pca", n_components=5)
-    given = sd.tl.benchmark(adata, models=["X_pca"], head="logistic", baselines=[], metrics="f1")
+    given = sd.tl.benchmark(adata, models=["X_scdrugmap_pca"], head="logistic", baselines=[], metrics="f1")
     fitted = sd.tl.benchmark(adata, models=["pca"], head="logistic", baselines=[], metrics="f1")
     assert given.table["note"].str.contains(FITTED_ON_ALL).all()
     assert not fitted.table["note"].str.contains(FITTED_ON_ALL).any()
-    assert "representation X_pca" in sd.tl.leakage_report(adata).leaks
+    assert "representation X_scdrugmap_pca" in sd.tl.leakage_report(adata).leaks
 
 
 def test_a_torn_sample_is_refused():

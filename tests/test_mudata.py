@@ -98,10 +98,10 @@ def test_embed(mdata, adata, swapped):
     assert sd.tl.embed(mdata, "pca", n_components=4) is None
     sd.tl.embed(adata, "pca", n_components=4)
     sd.tl.embed(swapped, "pca", n_components=4, mod="gex")
-    np.testing.assert_array_equal(mdata.mod["rna"].obsm["X_pca"], adata.obsm["X_pca"])
-    np.testing.assert_array_equal(swapped.mod["gex"].obsm["X_pca"], adata.obsm["X_pca"])
-    assert mdata.mod["rna"].uns["pca"]["params"] == adata.uns["pca"]["params"]
-    assert "X_pca" not in mdata.mod["prot"].obsm and "X_pca" not in mdata.obsm
+    np.testing.assert_array_equal(mdata.mod["rna"].obsm["X_scdrugmap_pca"], adata.obsm["X_scdrugmap_pca"])
+    np.testing.assert_array_equal(swapped.mod["gex"].obsm["X_scdrugmap_pca"], adata.obsm["X_scdrugmap_pca"])
+    assert mdata.mod["rna"].uns["scdrugmap_pca"]["params"] == adata.uns["scdrugmap_pca"]["params"]
+    assert "X_scdrugmap_pca" not in mdata.mod["prot"].obsm and "X_scdrugmap_pca" not in mdata.obsm
 
 
 def test_embed_with_a_network(mdata, adata):
@@ -114,13 +114,13 @@ def test_embed_with_a_network(mdata, adata):
 def test_embed_a_copy(mdata):
     copied = sd.tl.embed(mdata, "pca", n_components=4, copy=True)
     assert isinstance(copied, mudata.MuData)
-    assert "X_pca" in copied.mod["rna"].obsm and "X_pca" not in mdata.mod["rna"].obsm
+    assert "X_scdrugmap_pca" in copied.mod["rna"].obsm and "X_scdrugmap_pca" not in mdata.mod["rna"].obsm
 
 
 def test_embed_the_proteins(mdata):
     sd.tl.embed(mdata, "pca", n_components=3, mod="prot")
-    assert mdata.mod["prot"].obsm["X_pca"].shape == (mdata.n_obs, 3)
-    assert "X_pca" not in mdata.mod["rna"].obsm
+    assert mdata.mod["prot"].obsm["X_scdrugmap_pca"].shape == (mdata.n_obs, 3)
+    assert "X_scdrugmap_pca" not in mdata.mod["rna"].obsm
 
 
 def test_harmonize_response(mdata, swapped):
@@ -238,4 +238,4 @@ def test_results_survive_a_file(mdata, predictor, tmp_path):
     mdata.write_h5mu(tmp_path / "x.h5mu")
     again = mudata.read_h5mu(tmp_path / "x.h5mu")
     assert again.obs["rna:response_pred"].tolist() == mdata.obs["rna:response_pred"].tolist()
-    np.testing.assert_array_equal(again.mod["rna"].obsm["X_pca"], mdata.mod["rna"].obsm["X_pca"])
+    np.testing.assert_array_equal(again.mod["rna"].obsm["X_scdrugmap_pca"], mdata.mod["rna"].obsm["X_scdrugmap_pca"])

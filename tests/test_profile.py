@@ -24,7 +24,7 @@ def test_sizes_of_fitted_models(adata):
     table = sd.tl.profile(adata, ["hvg", "pca"], n_cells=60)
     assert table.index.tolist() == ["hvg", "pca"]
     embedded = sd.tl.embed(adata[:60].copy(), "pca", copy=True)
-    assert table.loc["pca", "dim"] == embedded.obsm["X_pca"].shape[1]
+    assert table.loc["pca", "dim"] == embedded.obsm["X_scdrugmap_pca"].shape[1]
     assert table.loc["pca", "year"] == registry.get("pca").card.year
     assert (table[["cells_per_second", "training_cells_per_second"]] > 0).all(axis=None)
 

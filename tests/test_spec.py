@@ -24,7 +24,7 @@ TYPED = {
     "options": ("a-b=[1, x]", {"a_b": [1, "x"]}), "head_options": ("epochs=3", {"epochs": 3}),
     "lora_options": ("rank=4", {"rank": 4}), "embed_options": ("scvi={max_epochs: 2}", {"scvi": {"max_epochs": 2}}),
     "split": ("patient", "patient"), "adapt": ("coral", "coral"), "shot_weight": ("2", 2),
-    "head": ("logistic", "logistic"), "use_rep": ("X_a", "X_a"),
+    "groups": ("patient", "patient"), "head": ("logistic", "logistic"), "use_rep": ("X_a", "X_a"),
     ("explain", "store"): ("cells", "cells"), "method": ("ig", "ig"),
 }  # fmt: skip
 
@@ -176,3 +176,15 @@ def test_errors_name_the_field_and_the_value():
         TOOLS["benchmark"].build(input="a", output="b", models=["pca"], n_folds=1)
     with pytest.raises(SpecError, match="model or use_rep"):
         TrainSpec.build(input="a", output="b")
+
+
+def test_a_reproduction_takes_lists_apart_and_reads_its_own_record(tmp_path):
+    from scdrugmap.spec import ReproduceSpec
+
+    asked = ReproduceSpec.build(figures=["1b-d,2", "3a"], models="scGPT, UCE", shots=["0,4"], prices="0.15,0.6")
+    assert asked.figures == ["1", "2", "3"] and asked.models == ["scGPT", "UCE"]
+    assert asked.shots == [0, 4] and asked.prices == [0.15, 0.6]
+    (tmp_path / "run.yaml").write_text(asked.to_yaml())
+    assert ReproduceSpec.build(tmp_path / "run.yaml") == asked
+    with pytest.raises(SpecError, match="budget"):
+        ReproduceSpec.build(budget=5)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy import sparse
 
 from scdrugmap._errors import InputError, InputTypeError, MissingKeyError, ScDrugMapWarning
 from scdrugmap.genes.features import TYPE_COLUMNS, feature_kinds
@@ -74,6 +75,31 @@ def resolve(data: Any, *, mod: str = "rna", argument: str = "adata") -> AnnData:
         "an AnnData or a MuData",
         "read a file with anndata.read_h5ad(path), or wrap a matrix as anndata.AnnData(X, obs=..., var=...).",
     )
+
+
+def reading(data: Any, *, mod: str = "rna", argument: str = "adata") -> AnnData:
+    """Return the AnnData to read: :func:`resolve`, with the columns that a MuData's own ``obs`` adds.
+
+    Labels and samples belong to a cell, not to a modality: where the modality lacks such a column, that of the MuData
+    counts. Never write to what comes back.
+
+    Parameters
+    ----------
+    data, mod, argument
+        As in :func:`resolve`.
+    """
+    adata = resolve(data, mod=mod, argument=argument)
+    if not is_mudata(data):
+        return adata
+    mirrors = tuple(f"{name}:" for name in data.mod)
+    more = [c for c in data.obs.columns if c not in adata.obs.columns and not str(c).startswith(mirrors)]
+    if not more:
+        return adata
+    obs = adata.obs.join(data.obs[more].reindex(adata.obs_names))
+    parts = {"obsm": dict(adata.obsm), "layers": dict(adata.layers), "uns": dict(adata.uns)}
+    out = AnnData(X=adata.X, obs=obs, var=adata.var, **parts)
+    out.raw = adata.raw
+    return out
 
 
 def refuse_empty(adata: AnnData, argument: str = "adata", *, genes: bool = False) -> None:
@@ -199,12 +225,23 @@ class Columns:
         return self.matrix[rows][:, self.columns]
 
 
-def features(adata: AnnData) -> np.ndarray:
+def is_raw(adata: AnnData, layer: str | None) -> bool:
+    """Whether ``layer`` means ``adata.raw``, which has genes of its own: there is no layer of this name."""
+    return layer == RAW and RAW not in adata.layers and adata.raw is not None
+
+
+def var_of(adata: AnnData, layer: str | None = None) -> pd.DataFrame:
+    """Return the table of the features of ``X`` and the layers, or of ``adata.raw``."""
+    return adata.raw.var if is_raw(adata, layer) else adata.var
+
+
+def features(adata: AnnData, layer: str | None = None) -> np.ndarray:
     """Return what each column is: ``""`` for a gene, else ``"antibody"``, ``"spike-in"``, ``"summary"`` and so on."""
-    kinds = feature_kinds(adata.var_names)
+    var = var_of(adata, layer)
+    kinds = feature_kinds(var.index)
     for column in TYPE_COLUMNS:
-        if column in adata.var:
-            told = feature_kinds(np.full(adata.n_vars, ""), adata.var[column])
+        if column in var:
+            told = feature_kinds(np.full(len(var), ""), var[column])
             kinds = np.where(told != "", told, kinds)
     return kinds
 
@@ -215,9 +252,9 @@ def tally(kinds: np.ndarray, names: Iterable[object]) -> str:
     return "; ".join(f"{len(group):,} {kind} ({', '.join(map(str, group[:3]))})" for kind, group in table)
 
 
-def _genes(adata: AnnData) -> np.ndarray | None:
+def _genes(adata: AnnData, layer: str | None) -> np.ndarray | None:
     """Numbers of the columns that are genes; ``None`` where all are, or none is (an object of antibodies alone)."""
-    gene = features(adata) == ""
+    gene = features(adata, layer) == ""
     return np.flatnonzero(gene) if gene.any() and not gene.all() else None
 
 
@@ -239,51 +276,52 @@ def counts(adata: AnnData, layer: str | None = None, *, quiet: bool = False) -> 
     ------
     MissingKeyError
         There is no such layer, or no ``X``.
+    InputError
+        A sparse matrix lacks some of its values, as in a file that was cut off.
     """
-    matrix, columns = _matrix(adata, layer)
-    genes = _genes(adata)
-    if genes is not None:
-        if not quiet:
-            left = tally(features(adata), adata.var_names)
-            warnings.warn(f"columns that are no genes are left out: {left}.", ScDrugMapWarning, stacklevel=3)
-        columns = genes if columns is None else columns[genes]
-    if columns is None:
+    matrix, genes = _matrix(adata, layer), _genes(adata, layer)
+    if genes is None:
         return matrix
-    return matrix[:, columns] if type(matrix).__module__.startswith("dask.") else Columns(matrix, columns)
+    if not quiet:
+        left = tally(features(adata, layer), var_of(adata, layer).index)
+        warnings.warn(f"columns that are no genes are left out: {left}.", ScDrugMapWarning, stacklevel=3)
+    return matrix[:, genes] if type(matrix).__module__.startswith("dask.") else Columns(matrix, genes)
 
 
-def _matrix(adata: AnnData, layer: str | None) -> tuple[Any, np.ndarray | None]:
-    """The matrix behind a layer's name, and which of its columns are the genes of ``adata`` where it has others."""
-    raw = f'or layer="{RAW}" for adata.raw' if adata.raw is not None else ""
+def _matrix(adata: AnnData, layer: str | None) -> Any:
+    """The matrix behind a layer's name."""
+    raw = f'layer="{RAW}" for adata.raw' if adata.raw is not None else ""
     if layer is None:
         if adata.X is None:
-            raise MissingKeyError(
-                "layer",
-                None,
-                "counts in X, which this object does not have",
-                f"pass layer=<one of {list(adata.layers)}>{raw and ', ' + raw}."
-                if len(adata.layers)
-                else f'pass layer="{RAW}" for adata.raw.'
-                if raw
-                else "set adata.X to the raw counts.",
-            )
-        return adata.X, None
-    if layer in adata.layers:
-        return adata.layers[layer], None
-    if layer == RAW and adata.raw is not None:
-        columns = adata.raw.var_names.get_indexer(adata.var_names) if adata.raw.var_names.is_unique else [-1]
-        if np.min(columns, initial=0) < 0:
-            raise InputError(
-                "layer",
-                "adata.raw, which lacks some of the genes of adata or names some twice",
-                "the same genes in adata.raw",
-                "use all that raw holds: adata = adata.raw.to_adata().",
-            )
-        same = len(columns) == adata.raw.n_vars and (np.asarray(columns) == np.arange(len(columns))).all()
-        return adata.raw.X, None if same else np.asarray(columns)
-    known = ", ".join(map(repr, adata.layers)) or "none"
-    fix = f"pass one of them, or None for X{raw and ', ' + raw}."
-    raise MissingKeyError("layer", repr(layer), f"one of the layers ({known})", fix)
+            places = [f"layer=<one of {list(adata.layers)}>"] * bool(len(adata.layers)) + [raw] * bool(raw)
+            fix = f"pass {' or '.join(places)}." if places else "set adata.X to the raw counts."
+            raise MissingKeyError("layer", None, "counts in X, which this object does not have", fix)
+        return _whole(adata.X, "adata.X")
+    if is_raw(adata, layer):
+        return _whole(adata.raw.X, "adata.raw.X")
+    if layer not in adata.layers:
+        known = ", ".join(map(repr, [*adata.layers, *([RAW] if adata.raw is not None else [])])) or "none"
+        fix = f"pass one of them, or None for X{raw and ', or ' + raw}."
+        raise MissingKeyError("layer", repr(layer), f"one of the layers ({known})", fix)
+    return _whole(adata.layers[layer], f"adata.layers[{layer!r}]")
+
+
+def _whole(X: Any, name: str) -> Any:
+    """Return a matrix whose parts fit together; anndata reads what a torn file holds without a look at it."""
+    parts = X if sparse.issparse(X) else getattr(X, "group", None)
+    if parts is None or getattr(X, "format", "") not in ("csr", "csc"):
+        return X
+    data, indices, indptr = (
+        (X.data, X.indices, X.indptr) if sparse.issparse(X) else (parts["data"], parts["indices"], parts["indptr"])
+    )
+    n = X.shape[0 if X.format == "csr" else 1]
+    if len(indptr) == n + 1 and int(indptr[0]) == 0 and int(indptr[-1]) == len(data) == len(indices):
+        return X
+    expected = f"{int(indptr[-1]) if len(indptr) else 0} values in {n} {'rows' if X.format == 'csr' else 'columns'}"
+    raise InputError(
+        name, f"{len(data)} values at {len(indices)} places, {len(indptr) - 1} of {n} lines", expected,
+        "copy or download the file again: it is cut off or damaged.",
+    )  # fmt: skip
 
 
 def first_column(frame: pd.DataFrame, names: Iterable[str]) -> str | None:
@@ -307,8 +345,24 @@ def obs_column(adata: AnnData, key: str, argument: str) -> pd.Series:
     return adata.obs[key]
 
 
-def gene_ids(adata: AnnData) -> Genes:
-    """Return the identifiers of the genes of ``adata`` as far as they are written in it.
+def as_text(column: pd.Series) -> np.ndarray:
+    """Return the values of a column as text; a missing one is ``"nan"``, whichever pandas reads it."""
+    return column.astype(object).where(column.notna(), "nan").astype(str).to_numpy(dtype=object).astype(str)
+
+
+def obs_text(adata: AnnData, key: str, argument: str) -> np.ndarray:
+    """Return a column of ``obs`` as text: :func:`as_text` of :func:`obs_column`.
+
+    Raises
+    ------
+    MissingKeyError
+        There is no such column.
+    """
+    return as_text(obs_column(adata, key, argument))
+
+
+def gene_ids(adata: AnnData, layer: str | None = None) -> Genes:
+    """Return the identifiers of the genes of ``adata`` (or of ``adata.raw``) as far as they are written in it.
 
     Symbols come from ``var["gene_symbol"]`` (or ``symbol``, ``gene_name``, ...), else from names that read as symbols;
     Ensembl ids, without version, from ``var["ensembl_id"]`` (or ``ensembl``, ``gene_ids``, ...), else from names
@@ -323,15 +377,16 @@ def gene_ids(adata: AnnData) -> Genes:
     >>> gene_ids(adata).ensembl.tolist()
     ['ENSG00000141510']
     """
-    genes, every = _genes(adata), all_ids(adata)
+    genes, every = _genes(adata, layer), all_ids(adata, layer)
     return every if genes is None else Genes(every.names[genes], every.symbols[genes], every.ensembl[genes])
 
 
-def all_ids(adata: AnnData) -> Genes:
+def all_ids(adata: AnnData, layer: str | None = None) -> Genes:
     """Like :func:`gene_ids`, with one entry for every column; one that is no gene has neither symbol nor id."""
-    symbol, ensembl = (_written(adata.var, SYMBOL_COLUMNS, "symbol"), _written(adata.var, ENSEMBL_COLUMNS, "ensembl"))
-    found = Genes.from_names(adata.var_names, symbols=symbol, ensembl=ensembl)
-    gene = features(adata) == ""
+    var = var_of(adata, layer)
+    symbol, ensembl = _written(var, SYMBOL_COLUMNS, "symbol"), _written(var, ENSEMBL_COLUMNS, "ensembl")
+    found = Genes.from_names(var.index, symbols=symbol, ensembl=ensembl)
+    gene = features(adata, layer) == ""
     if gene.all() or not gene.any():
         return found
     return Genes(found.names, np.where(gene, found.symbols, ""), np.where(gene, found.ensembl, ""))

@@ -302,7 +302,7 @@ def read_context(adata: AnnData, column: str | None = None, sample_key: str = KE
     """
     if column is None and sample_key not in adata.obs:
         return None
-    return _anndata.obs_column(adata, column or sample_key, "context").astype(str).to_numpy()
+    return _anndata.obs_text(adata, column or sample_key, "context")
 
 
 def read_batch(
@@ -333,13 +333,13 @@ def read_batch(
     """
     key = column or (KEYS.batch if KEYS.batch in adata.obs else None)
     if key is not None:
-        return _anndata.obs_column(adata, key, "context").astype(str).to_numpy(), f"obs[{key!r}]"
+        return _anndata.obs_text(adata, key, "context"), f"obs[{key!r}]"
     if sample_key not in adata.obs:
         return None, "one batch"
-    samples = adata.obs[sample_key].astype(str).to_numpy()
+    samples = _anndata.as_text(adata.obs[sample_key])
     if study_key not in adata.obs:
         return samples, f"obs[{sample_key!r}]"
-    return _qualified(adata.obs[study_key].astype(str).to_numpy(), samples), f"obs[{sample_key!r}]"
+    return _qualified(_anndata.as_text(adata.obs[study_key]), samples), f"obs[{sample_key!r}]"
 
 
 def refuse_absent(absent: np.ndarray, argument: str, key: str, what: str) -> None:

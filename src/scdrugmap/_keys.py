@@ -53,9 +53,14 @@ class Keys:
     ranking: str = "_ranking"
 
     @staticmethod
-    def embedding(key: str) -> str:
-        """Name of the ``obsm`` slot of the model with this key."""
-        return f"X_{key}"
+    def stem(key: str, kind: str) -> str:
+        """Name in ``uns`` of the model with this key: baselines leave ``pca`` and its like to scanpy."""
+        return f"scdrugmap_{key}" if kind == "fitted" else key
+
+    @staticmethod
+    def embedding(stem: str) -> str:
+        """Name of the ``obsm`` slot that goes with a name in ``uns``."""
+        return f"X_{stem}"
 
 
 KEYS = Keys()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import UnionType
@@ -16,6 +15,7 @@ from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from scdrugmap._errors import SpecError, UnknownNameError
+from scdrugmap._logging import warn
 
 Group = Literal["data", "model", "evaluation", "machine", "output"]
 Setting = Literal["pooled", "cross"]
@@ -42,10 +42,11 @@ def option(default: Any, group: Group, description: str, **extra: Any) -> Any:
         What it is, in one or two sentences.
     **extra
         ``flag`` (the flags of the command line), ``argument`` (the names that the tool may have for it),
-        ``former`` (its name in earlier versions), ``reads`` (``"cells"``: the tool gets the content of the file), and
+        ``former`` (its name in earlier versions), ``reads`` (``"cells"``: the tool gets the content of the file), ``words``
+        (``True``: names and values of pairs are taken as they are typed), and
         limits of :func:`pydantic.Field`.
     """
-    kept: dict[str, Any] = {k: extra.pop(k) for k in ("flag", "argument", "former", "reads") if k in extra}
+    kept: dict[str, Any] = {k: extra.pop(k) for k in ("flag", "argument", "former", "reads", "words") if k in extra}
     kept["group"] = group
     return Field(default, description=description, json_schema_extra=kept, **extra)
 
@@ -70,7 +71,7 @@ class Spec(BaseModel):
         out = {**values, **lifted, **({"options": options} if lifted else {})}
         for old, new in former.items():
             if old in out:
-                warnings.warn(f"{old} is called {new} now", FutureWarning, stacklevel=2)
+                warn(f"{old} is called {new} now", FutureWarning)
                 out.setdefault(new, out.pop(old))
         for name, value in out.items():
             if isinstance(value, list) and len(value) == 1 and name in cls.model_fields and _takes_one(cls, name):
@@ -118,24 +119,6 @@ class Spec(BaseModel):
 
         return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)
 
-
-class RunSpec(Spec):
-    """What every run has: where it reads, where it writes, and the seed."""
-
-    #: Public function that is called, and endings of what it writes (a folder if there are none).
-    tool: ClassVar[str] = ""
-    endings: ClassVar[tuple[str, ...]] = ()
-
-    input: Path = option(..., "data", "AnnData (.h5ad) or MuData (.h5mu) file with raw counts.")
-    output: Path = option(..., "output", "File or folder to write.", flag=["--output", "-o"])
-    mod: str = option("rna", "data", "Modality of a MuData.")
-    layer: str | None = option(None, "data", "Layer with the raw counts; X if not given.")
-    device: str | None = option(None, "machine", "auto, cpu, cuda, cuda:1 or mps; by default that of the settings.")
-    seed: int = option(0, "machine", "Seed of everything random in the run.", ge=0, argument=["rng"])
-    options: dict[str, Any] = option(
-        {}, "model", "Further argument of the tool or the model as name=value; repeat it.", flag=["--set"]
-    )
-
     def arguments(self, function: Callable[..., Any]) -> dict[str, Any]:
         """Return the arguments for a tool: the fields that it knows, and the options.
 
@@ -151,17 +134,40 @@ class RunSpec(Spec):
         """
         parameters = inspect.signature(function).parameters
         known = {n for n, p in parameters.items() if p.kind is not p.VAR_KEYWORD} - PYTHON_ONLY
-        out = {}
+        out, options = {}, getattr(self, "options", {})
         for name, field in type(self).model_fields.items():
             taken = next((n for n in extra_of(field).get("argument", [name]) if n in known), None)
             value = getattr(self, name)
             if taken is not None and value is not None:
                 out[taken] = value
         if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
-            for name in self.options:
+            for name in options:
                 if name not in known:
                     raise UnknownNameError("options", name, sorted(known - out.keys() | type(self).model_fields.keys()))
-        return out | self.options
+        return out | options
+
+
+class FileSpec(Spec):
+    """What every command has that makes files of files."""
+
+    #: Public function that is called, and endings of what it writes (a folder if there are none).
+    tool: ClassVar[str] = ""
+    endings: ClassVar[tuple[str, ...]] = ()
+
+    input: Path = option(..., "data", "AnnData (.h5ad) or MuData (.h5mu) file with raw counts.")
+    output: Path = option(..., "output", "File or folder to write.", flag=["--output", "-o"])
+    mod: str = option("rna", "data", "Modality of a MuData.")
+
+
+class RunSpec(FileSpec):
+    """What every run has beside its files: layer, machine and seed."""
+
+    layer: str | None = option(None, "data", "Layer with the raw counts; X if not given.")
+    device: str | None = option(None, "machine", "auto, cpu, cuda, cuda:1 or mps; by default that of the settings.")
+    seed: int = option(0, "machine", "Seed of everything random in the run.", ge=0, argument=["rng"])
+    options: dict[str, Any] = option(
+        {}, "model", "Further argument of the tool or the model as name=value; repeat it.", flag=["--set"]
+    )
 
 
 class EmbedSpec(RunSpec):
@@ -202,7 +208,9 @@ class TrainSpec(_Trained):
     model: str | None = option(None, "model", "Model to embed with or to adapt.", flag=["--model", "-m"])
     strategy: Literal["frozen", "lora"] = option("frozen", "model", "frozen, or lora for adapters in the model.")
     checkpoint: Path | None = option(None, "model", "Official checkpoint: folder, file or registry variant.")
-    groups: str | None = option(None, "data", "Column of obs whose cells stay together; by default sample.")
+    groups: str | Literal[False] | None = option(
+        None, "data", "Column of obs whose cells stay together; by default sample; false splits single cells."
+    )
     context: str | None = option(None, "data", "Column of obs for models whose cells see each other.")
     head: str = option("mlp", "model", "mlp, published or logistic.")
     head_options: dict[str, Any] | None = option(None, "model", "Parameter of the head as name=value; repeat it.")
@@ -241,10 +249,9 @@ class PredictSpec(_Trained):
     model: str | None = option(
         None, "model", "Without a predictor: model to train on the reference, or to prompt.", flag=["--model", "-m"]
     )
-    checkpoint: Path | None = option(
-        None, "model", "Official checkpoint: of the model, or where that of the predictor lies now if it was moved."
+    reference: Path | None = option(
+        None, "data", "File with labelled cells to train on, or to take examples from.", reads="cells"
     )
-    reference: Path | None = option(None, "data", "File with labelled cells to train on.", reads="cells")
     strategy: Strategy = option("frozen", "model", "frozen, lora or prompt.")
     key_added: str = option("response", "output", "First part of the names that are written.")
     n_shots: int = option(0, "evaluation", "Labelled cells (or samples) per class of the input that join.", ge=0)
@@ -260,6 +267,9 @@ class PredictSpec(_Trained):
         None, "evaluation", "Write prediction sets: true for the predictor's coverage, or another one."
     )
     ood: bool | None = option(None, "evaluation", "Write the out-of-domain flag; by default if the predictor has it.")
+    checkpoint: Path | None = option(
+        None, "model", "Checkpoint of the model: where it lies here, if not where the predictor was trained."
+    )
     abstain: float | Literal["set"] | None = option(
         None, "evaluation", "Call no cell below this probability; set: none whose prediction set is not one class."
     )
@@ -298,6 +308,9 @@ class BenchmarkSpec(RunSpec):
     n_folds: int = option(10, "evaluation", "Folds of the pooled setting.", ge=2)
     test_size: float | None = option(
         None, "evaluation", "With cells divided at random: one division with this share of test cells.", gt=0, lt=1
+    )
+    cv: str | None = option(
+        None, "evaluation", "Column of obs with the fold that tests each cell, instead of folds made here."
     )
     metrics: list[str] | None = option(None, "evaluation", "Metric; by default all; repeat it.", flag=["--metric"])
     levels: tuple[str, ...] = option(
@@ -428,6 +441,43 @@ class ReproduceSpec(Spec):
         return self
 
 
+class HarmonizeSpec(FileSpec):
+    """Give genes their approved names and, with a column, labels the words resistant and sensitive."""
+
+    tool: ClassVar[str] = "pp.harmonize_genes"
+    endings: ClassVar[tuple[str, ...]] = (".h5ad", ".h5mu")
+
+    table: list[str] | None = option(
+        None, "data", "Gene table: a file, or hgnc, which is fetched; by default that set if it is here, else the "
+        "packaged one; repeat it for several.",
+    )  # fmt: skip
+    column: str | None = option(None, "data", "Column of obs with the labels of the study.")
+    mapping: dict[str, str | None] | None = option(
+        None, "data", "What a value of the column means, as value=resistant, value=sensitive or value= for neither; "
+        "repeat it.", flag=["--map"], words=True,
+    )  # fmt: skip
+    key_added: str = option("response", "output", "Column of obs to write the labels to.")
+
+
+class ConcatSpec(FileSpec):
+    """Put studies under one another into one file, and find cells that several of them share."""
+
+    tool: ClassVar[str] = "pp.concat_studies"
+    endings: ClassVar[tuple[str, ...]] = (".h5ad",)
+
+    input: list[str] = option(  # type: ignore[assignment]
+        ..., "data", "Files of the studies, each as name=file, or a file whose name is that of the study.", min_length=2,
+        argument=["studies"],
+    )  # fmt: skip
+    output: Path = option(..., "output", "File to write.", flag=["--output", "-o"], argument=["path"])
+    join: Literal["inner", "outer"] = option(
+        "inner", "data", "inner keeps the genes that all studies have, outer all genes with zeros where one is absent."
+    )
+    layer: str | None = option(None, "data", "Layer with the raw counts; X if not given.")
+
+
+#: Commands that prepare cells, by name.
+PREPARE: dict[str, type[FileSpec]] = {"harmonize": HarmonizeSpec, "concat": ConcatSpec}
 #: The tools that the command line and the web server offer, by name.
 TOOLS: dict[str, type[RunSpec]] = {
     "embed": EmbedSpec,

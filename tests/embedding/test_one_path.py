@@ -222,7 +222,7 @@ def test_option_of_a_fitted_model_is_refused(adata):
             call(adata, model, n_components=3)
     assert not adata.obsm and not adata.uns
     sd.tl.embed(adata, model)
-    record = adata.uns["pca"]["provenance"]
+    record = adata.uns["scdrugmap_pca"]["provenance"]
     assert record["fitted_on"] != "all cells of this object" and record["options"]["n_components"] == 5
     sd.tl.embed(adata, "pca", n_components=5, key_added="own")
     assert adata.uns["own"]["provenance"]["fitted_on"] == "all cells of this object"
@@ -233,7 +233,7 @@ def test_axes_of_one_fitted_model_are_the_same_everywhere(adata, recwarn):
     model = registry.get("pca")(n_components=5).fit(train.X, registry_genes(train))
     for part in (train, query):
         sd.tl.embed(part, model)
-    sd.tl.train(train, use_rep="X_pca", **QUICK).predict(query)
+    sd.tl.train(train, use_rep="X_scdrugmap_pca", **QUICK).predict(query)
     assert not [w for w in recwarn if "same axes" in str(w.message)]
 
 
@@ -291,7 +291,7 @@ def test_batch_is_the_same_in_embed_train_and_benchmark(adata, batched, column):
     sd.tl.embed(adata, "Batched-test")
     assert batched.seen == [want]
     source = "one batch" if column is None else f"obs[{column!r}]"
-    assert adata.uns["batchedtest"]["provenance"]["batch"] == source
+    assert adata.uns["scdrugmap_batchedtest"]["provenance"]["batch"] == source
     predictor = sd.tl.train(adata, "Batched-test", **QUICK)
     assert batched.seen[1] == want and predictor.training["batch"] == source
     if column is None:
@@ -374,7 +374,7 @@ def test_groups_of_embed_is_context_now(adata, genes):
         sd.tl.embed(adata, model, groups="patient")
     assert adata.uns["cellplm"]["params"]["context"] == "patient"
     assert adata.uns["cellplm"]["provenance"]["context"] == "2 groups"
-    with pytest.warns(ScDrugMapWarning, match="context"):
+    with pytest.warns(FutureWarning, match="context"):
         spec = EmbedSpec(input="a.h5ad", output="b.h5ad", model=["CellPLM"], groups="patient")
     assert spec.context == "patient" and "groups" not in spec.model_dump()
 

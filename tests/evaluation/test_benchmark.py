@@ -117,6 +117,7 @@ def test_random_cells_say_so_everywhere(run):
 
 def test_presets(run):
     published = run(preset="published", head="mlp", head_options={"epochs": 1})
+    assert published.contenders["head"][0] == "published"
     assert set(published.table["split"]) == {"cell"}
     assert set(published.table["metric"]) == {"f1", "auroc", "accuracy", "precision", "recall"}
     assert published.info["duplicates"] == "ignore"
@@ -315,7 +316,12 @@ def test_bad_data_are_named(run, cohort):
     with pytest.raises(InputError, match="raw counts"):
         run(adata, baselines=["hvg"])
     with pytest.warns(ScDrugMapWarning, match="left out"):
-        assert "pca" not in set(run(adata, baselines=None).table["model"])
+        result = run(adata, baselines=None)
+    gone = result.table[result.table["model"].isin(["depth", "hvg", "pca", "scvi"])]
+    assert gone["model"].nunique() == 4, "a baseline that is left out stands in the table"
+    assert gone["value"].isna().all()
+    assert gone["reason"].str.contains("left out: .*raw counts").all()
+    assert any("hvg: left out" in warning for warning in result.info["warnings"])
 
 
 def test_one_class_is_a_reason(run, cohort):

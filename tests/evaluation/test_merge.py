@@ -131,3 +131,17 @@ def test_the_site_loads_nothing_and_shows_the_leak(tmp_path):
     # Samples are recognised without an error, and say nothing about each other.
     assert len(leak) == 2 and (leak["random_cells"] > 0.95).all() and (leak["leak"] > 0.1).all()
     export_site(result, tmp_path / "site", n_resamples=20)
+
+
+def test_on_the_command_line(stores, tmp_path):
+    from typer.testing import CliRunner
+
+    from scdrugmap.cli._app import app
+
+    def call(*arguments):
+        return CliRunner().invoke(app, ["results", *map(str, arguments)])
+
+    assert call("merge", stores / "a", stores / "b", "-o", tmp_path / "c").exit_code == 0
+    assert call("export", tmp_path / "c", "-o", tmp_path / "site").exit_code == 0
+    assert (tmp_path / "site" / "index.html").is_file()
+    assert call("merge", tmp_path / "absent", "-o", tmp_path / "d").exit_code == 3

@@ -163,8 +163,11 @@ def test_compare_is_paired_and_antisymmetric(result):
 def test_rank_and_pivot(result):
     table = result.pivot("f1", setting="pooled", split="sample")
     assert list(table.index) == ["all", "tissue: marrow", "tissue: tumor"]
-    ranks = result.rank("f1", setting="pooled", split="sample").ranks
-    pd.testing.assert_series_equal(ranks, (-table).rank(axis=1).mean().sort_values(), check_names=False)
+    ranks = result.rank("f1", setting="pooled", split="sample", by="tissue").ranks
+    expected = (-table.iloc[1:]).rank(axis=1).mean().sort_values()
+    pd.testing.assert_series_equal(ranks.sort_index(), expected.sort_index(), check_names=False)
+    with pytest.raises(InputError, match="by='tissue'"):
+        result.rank("f1", setting="pooled", split="sample")
     with pytest.raises(InputError, match="several"):
         result.pivot("f1")
 

@@ -81,6 +81,19 @@ def test_a_perfect_score_on_few_groups_is_no_certainty(per_class, least):
     assert least < ci.low < 0.95
 
 
+def test_intervals_of_an_auroc_over_ten_samples_cover():
+    """One cell of the table that benchmarks/coverage.py prints; the percentile bootstrap covers 0.85 here."""
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(10), 8)
+    y = (group < 4).astype(int)
+    hits = []
+    for _ in range(300):
+        score = 1.2 * y + 0.7**0.5 * rng.normal(size=10)[group] + 0.3**0.5 * rng.normal(size=80)
+        ci = ci_of(y, score, y, group, METRICS["auroc"])
+        hits.append(ci.low <= stats.norm.cdf(1.2 / 2**0.5) <= ci.high)
+    assert 0.93 <= np.mean(hits) <= 0.99
+
+
 @pytest.mark.parametrize(("y", "reason"), [
     (np.repeat([0, 1, 0, 1], 5), "only 4 samples"), (np.repeat([0, 1, 0, 0, 0, 0], 5), "one class has 1 of the 6 samples"),
 ])  # fmt: skip

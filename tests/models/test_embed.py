@@ -56,20 +56,20 @@ def test_copy_leaves_the_original(adata):
     before = snapshot(adata)
     out = sd.tl.embed(adata, "pca", n_components=3, copy=True)
     unchanged(adata, before)
-    assert out.obsm["X_pca"].shape == (adata.n_obs, 3)
+    assert out.obsm["X_scdrugmap_pca"].shape == (adata.n_obs, 3)
 
 
 def test_several_models_at_once(adata):
     sd.tl.embed(adata, ["hvg", "pca"])
-    assert {"X_hvg", "X_pca"} <= set(adata.obsm)
+    assert {"X_scdrugmap_hvg", "X_scdrugmap_pca"} <= set(adata.obsm)
 
 
 def test_layer(adata):
     adata.layers["counts"] = adata.X.copy()
-    expected = sd.tl.embed(adata, "pca", n_components=3, copy=True).obsm["X_pca"]
+    expected = sd.tl.embed(adata, "pca", n_components=3, copy=True).obsm["X_scdrugmap_pca"]
     adata.X = np.log1p(adata.X)
     sd.tl.embed(adata, "pca", n_components=3, layer="counts")
-    np.testing.assert_array_equal(adata.obsm["X_pca"], expected)
+    np.testing.assert_array_equal(adata.obsm["X_scdrugmap_pca"], expected)
 
 
 def test_mudata(adata, tiny):
@@ -176,3 +176,21 @@ def test_normalised_data_are_refused_where_counts_are_needed(adata):
     with pytest.raises(InputError, match="layer"):
         sd.tl.embed(adata, "hvg")
     unchanged(adata, before)
+
+
+def test_baselines_leave_the_slots_of_other_tools_alone():
+    adata = sd.datasets.simulate(n_studies=1, n_cells=60, n_genes=80, rng=0)
+    adata.obsm["X_pca"], adata.uns["pca"] = np.ones((adata.n_obs, 2)), {"variance_ratio": np.array([0.6, 0.4])}
+    sd.tl.embed(adata, ["pca", "hvg"])
+    assert (adata.obsm["X_pca"] == 1).all() and list(adata.uns["pca"]) == ["variance_ratio"]
+    assert {"X_scdrugmap_pca", "X_scdrugmap_hvg"} <= set(adata.obsm)
+    assert {"scdrugmap_pca", "scdrugmap_hvg"} <= set(adata.uns)
+    assert sd.models.info("scGPT").stem == "scgpt" and sd.models.info("scvi").stem == "scdrugmap_scvi"
+
+
+def test_what_an_older_version_wrote_is_still_read():
+    adata = sd.datasets.simulate(n_studies=1, n_cells=60, n_genes=80, rng=0)
+    sd.tl.embed(adata, "pca", n_components=4)
+    adata.obsm["X_pca"], adata.uns["pca"] = adata.obsm.pop("X_scdrugmap_pca"), adata.uns.pop("scdrugmap_pca")
+    predictor = sd.tl.train(adata, use_rep="X_pca", head="logistic", rng=0)
+    assert predictor.representation.parts[0].origin["model"] == "pca"

@@ -56,6 +56,14 @@ def cells() -> ad.AnnData:
 
 
 @pytest.fixture(scope="session")
+def twice(cells):
+    """The same categories under two names, and all cells together."""
+    adata = cells.copy()
+    adata.obs["organ"] = "o" + adata.obs["cancer_type"].astype(str)
+    return run(adata, by=["cancer_type", "organ", None], n_folds=3)
+
+
+@pytest.fixture(scope="session")
 def result(cells):
     """Five cancer types, one of which cannot be evaluated."""
     return run(cells, by="cancer_type", n_folds=3)

@@ -127,3 +127,20 @@ def test_critical_difference_needs_categories(cross, result):
         sd.pl.critical_difference(cross)
     with pytest.raises(UnknownNameError, match="conover"):
         sd.pl.critical_difference(result, test="dunn")
+
+
+@pytest.mark.parametrize("draw", ["roc", "precision_recall", "calibration", "violin", "critical_difference"])
+def test_no_cell_counts_twice(twice, draw):
+    """Two columns that hold the same cells under two names are not twice as much evidence."""
+    with pytest.raises(InputError, match=r"select\(by='cancer_type'\)"):
+        getattr(sd.pl, draw)(twice)
+    assert getattr(sd.pl, draw)(twice.select(by="organ")) is not None
+    if draw in ("roc", "precision_recall", "calibration"):
+        assert getattr(sd.pl, draw)(twice, category="breast") is not None
+
+
+def test_ranks_of_one_column(twice):
+    with pytest.raises(InputError, match="by='cancer_type'"):
+        twice.rank()
+    assert twice.rank(by="organ").n == 4
+    assert len(twice.pivot()) == 11

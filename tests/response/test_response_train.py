@@ -302,7 +302,7 @@ def test_baseline_axes_of_two_objects_are_not_the_same():
     adata, query = cells(), cells(seed=1)
     sd.tl.embed(adata, "pca", n_components=5)
     sd.tl.embed(query, "pca", n_components=5)
-    predictor = sd.tl.train(adata, use_rep="X_pca", **QUICK)
+    predictor = sd.tl.train(adata, use_rep="X_scdrugmap_pca", **QUICK)
     with pytest.warns(ScDrugMapWarning, match="same axes"):
         predictor.predict(query)
 

@@ -163,3 +163,28 @@ def test_settings_reach_the_other_processes(tmp_path: Path, monkeypatch: Any) ->
     for name, value in given.environment().items():
         monkeypatch.setenv(name, value)
     assert ServerSettings() == given
+
+
+def test_a_tool_of_the_specifications_is_a_job(server: Any, monkeypatch: Any) -> None:
+    """``explain`` runs as the command line runs it; what it gives back names no place of the server."""
+    import scdrugmap as sd
+    from scdrugmap.web import kinds, runner
+    from scdrugmap.web.problems import Problem
+
+    if "explain" not in kinds.all_kinds():
+        pytest.skip("this version has no interpretation")
+    adata = sd.datasets.simulate(n_cells=200, n_genes=120, n_studies=1, rng=4)
+    sd.tl.train(adata, model="pca", head="logistic", rng=0).save(server.settings.folder("predictors") / "mine")
+    monkeypatch.setattr(runner._Run, "_cells", lambda self, role: adata.copy())
+    kind = kinds.find("explain")
+    assert kind.needs_predictor
+    with pytest.raises(Problem, match="is no option"):
+        kind.options({"source": "/etc/passwd"})
+    request = {"kind": "explain", "query": "x", "predictor": "mine", "options": kind.options({"seed": 1})}
+    monkeypatch.setattr(runner, "report_progress", lambda tell: None)
+    state, reason = runner.run_job(server.settings, "j", request, lambda **_: None)
+    assert (state, reason) == ("done", None)
+    files = server.settings.folder("jobs") / "j" / "result" / "files"
+    assert {"attribution.csv", "report.html", "run.yaml"} <= {f.name for f in files.iterdir()}
+    for file in files.iterdir():
+        assert str(server.settings.data_dir) not in file.read_text(errors="ignore"), file.name

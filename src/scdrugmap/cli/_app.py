@@ -10,13 +10,15 @@ import typer
 from scdrugmap.cli import _cache, _datasets, _models, _results, _serve
 from scdrugmap.cli._exit import REFUSED, Commands
 from scdrugmap.cli._flags import command
-from scdrugmap.spec import TOOLS, ReproduceSpec, RunSpec
+from scdrugmap.spec import PREPARE, TOOLS, FileSpec, ReproduceSpec
 
 #: One command per tool that runs as it stands on the files that `scdrugmap demo` leaves.
 EXAMPLES = {
     "embed": "scdrugmap embed cells.h5ad --model pca -o embedded.h5ad",
     "train": "scdrugmap train cells.h5ad --model pca --groups sample -o predictor",
     "predict": "scdrugmap predict cells.h5ad --predictor predictor -o calls.csv",
+    "harmonize": "scdrugmap harmonize cells.h5ad --column response -o harmonized.h5ad",
+    "concat": "scdrugmap concat first=a.h5ad second=b.h5ad -o studies.h5ad",
     "benchmark": "scdrugmap benchmark cells.h5ad --model pca --setting cross -o results",
     "explain": "scdrugmap explain cells.h5ad --predictor predictor -o explained",
 }
@@ -81,13 +83,17 @@ def check(
         raise typer.Exit(REFUSED)
 
 
-def _run(spec: RunSpec, as_json: bool) -> None:
-    from scdrugmap.cli._runs import run
+def _run(spec: FileSpec, as_json: bool) -> None:
+    from scdrugmap.cli import _prepare, _runs
+    from scdrugmap.spec import RunSpec
 
-    run(spec, as_json)
+    if isinstance(spec, RunSpec):
+        _runs.run(spec, as_json)
+    else:
+        _prepare.run(spec, as_json)
 
 
-for _name, _spec in TOOLS.items():
+for _name, _spec in (PREPARE | TOOLS).items():
     app.command(_name)(command(_spec, _run, EXAMPLES[_name]))
 
 

@@ -30,14 +30,14 @@ def code_of(error: BaseException) -> int:
     error
         What ended the command.
     """
-    from scdrugmap.spec import TOOLS, extra_of
+    from scdrugmap.spec import PREPARE, TOOLS, extra_of
 
     if isinstance(error, SpecError | UnknownNameError | OutputError | InputTypeError):
         return USAGE
     if isinstance(error, MissingKeyError | CheckpointError):
         return REFUSED
     if isinstance(error, InputError):
-        groups = {n: extra_of(f)["group"] for spec in TOOLS.values() for n, f in spec.model_fields.items()}
+        groups = {n: extra_of(f)["group"] for spec in (PREPARE | TOOLS).values() for n, f in spec.model_fields.items()}
         return REFUSED if groups.get(error.argument.split()[0], "data") == "data" else USAGE
     return FAILED
 

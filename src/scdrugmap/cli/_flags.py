@@ -28,24 +28,25 @@ def command(spec: type[Spec], run: Callable[[Any, bool], None], example: str) ->
         One command that runs.
     """
     fields = {n: f for n, f in spec.model_fields.items() if n != "input"}
-    takers = {n: _taker(f.annotation) for n, f in fields.items()}
+    takers = {n: _taker(f.annotation, words="words" in extra_of(f)) for n, f in fields.items()}
     former = {extra_of(f)["former"]: n for n, f in fields.items() if "former" in extra_of(f)}
 
     def call(**given: Any) -> None:
         input, file, as_json = given.pop("input", None), given.pop("spec"), given.pop("json")
-        if input is not None and input.suffix in (".yaml", ".yml") and file is None:
+        if isinstance(input, Path) and input.suffix in (".yaml", ".yml") and file is None:
             input, file = None, input
         values = {
             name: takers[former.get(name, name)][1](_flag(spec, former.get(name, name)), value)
             for name, value in given.items()
             if value not in (None, [])
         }
-        run(spec.build(file, **({"input": input} if takes_input else {}), **values), as_json)
+        run(spec.build(file, **({"input": input or None} if takes_input else {}), **values), as_json)
 
     takes_input = "input" in spec.model_fields
     parameters = []
     if takes_input:
-        parameters.append(_parameter("input", Path, typer.Argument(help=_help(spec, "input"), show_default=False)))
+        source = spec.model_fields["input"].annotation
+        parameters.append(_parameter("input", source, typer.Argument(help=_help(spec, "input"), show_default=False)))
     groups = ("data", "model", "evaluation", "machine", "output")
     for name in sorted(fields, key=lambda n: (groups.index(extra_of(fields[n])["group"]), n == "options")):
         parameters.append(_parameter(name, takers[name][0], _option(spec, name)))
@@ -87,14 +88,14 @@ def _flag(spec: type[Spec], name: str) -> str:
     return str((extra_of(spec.model_fields[name]).get("flag") or [f"--{name.replace('_', '-')}"])[0])
 
 
-def _taker(annotation: Any) -> tuple[Any, Callable[[str, Any], Any]]:
+def _taker(annotation: Any, *, words: bool = False) -> tuple[Any, Callable[[str, Any], Any]]:
     """Type of the flag of a field, and the function that reads what was typed."""
     kinds = kinds_of(annotation)
     origins = [get_origin(kind) or kind for kind in kinds]
     if list in origins or tuple in origins:
         return list[str], lambda flag, value: value
     if origins == [dict]:
-        return list[str], pairs
+        return list[str], word_pairs if words else pairs
     if len(kinds) == 1 and kinds[0] in (bool, int, float, Path):
         return kinds[0], lambda flag, value: value
     if origins == [str] or all(o is Literal and all(isinstance(a, str) for a in get_args(k)) for o, k in
@@ -124,4 +125,15 @@ def pairs(flag: str, texts: list[str]) -> dict[str, Any]:
             out[name.strip().replace("-", "_")] = scalar(flag, value)
         except SpecError:
             raise SpecError(flag, text, "a YAML value", f"quote it, as in {flag} name='[1, 2]'.") from None
+    return out
+
+
+def word_pairs(flag: str, texts: list[str]) -> dict[str, str | None]:
+    """Read ``name=value`` pairs whose names and values are words of the data; an empty value is none."""
+    out: dict[str, str | None] = {}
+    for text in texts:
+        name, equals, value = text.rpartition("=")
+        if not equals or not name:
+            raise SpecError(flag, text, "value=meaning", f"write for example {flag} non-responder=resistant.")
+        out[name] = value.strip() or None
     return out

@@ -33,13 +33,9 @@ def list_models(json: Json = False) -> None:
 @app.command()
 def info(name: Name) -> None:
     """Describe a model: what it is, what it needs, its licence and checkpoints."""
-    from dataclasses import asdict
-
     import scdrugmap as sd
 
-    for field, value in asdict(sd.models.info(name)).items():
-        shown = ", ".join(map(str, value)) if isinstance(value, (tuple, list)) else value
-        typer.echo(f"{field:16} {'' if shown is None else shown}")
+    typer.echo(sd.models.info(name))
 
 
 @app.command()

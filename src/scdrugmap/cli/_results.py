@@ -15,7 +15,7 @@ def merge(
     sources: Annotated[list[Path], typer.Argument(help="Run stores, or folders that benchmark -o or merge wrote.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; sd.load_result opens it.")],
 ) -> None:
-    """Join results without counting anything twice. Exit code 2 if two of them give different numbers for one unit."""
+    """Join results without counting anything twice. Exit code 3 if two of them give different numbers for one unit."""
     from scdrugmap.cli._console import console
     from scdrugmap.evaluation.result.merge import merge_results
 

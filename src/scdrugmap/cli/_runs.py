@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,6 @@ def _call(spec: RunSpec, cells: Any, *, quiet: bool) -> tuple[RunSpec, Any]:
         if extra_of(about).get("reads") == "cells" and field in given:
             given[field] = read_cells(given[field])
     with contextlib.ExitStack() as stack:
-        given |= stack.enter_context(_machine(spec, function))
         if "on_unit" in inspect.signature(function).parameters and not quiet:
             from scdrugmap.cli._live import LiveScores
 
@@ -93,44 +91,6 @@ def _effective(spec: BenchmarkSpec) -> BenchmarkSpec:
     left_out = {n: v for n, v in changes.items() if getattr(spec, n) == fields[n].default}
     store = spec.store or spec.output / "store"
     return type(spec).model_validate(spec.model_dump() | left_out | {"store": store})
-
-
-@contextlib.contextmanager
-def _machine(spec: RunSpec, function: Any) -> Iterator[dict[str, Any]]:
-    """Give a tool without arguments for the machine its settings, and its networks their batch size."""
-    from scdrugmap.settings import settings
-
-    known = inspect.signature(function).parameters
-    given: dict[str, Any] = {}
-    size = getattr(spec, "batch_size", None)
-    if size is not None and "batch_size" not in known and isinstance(spec, BenchmarkSpec):
-        options = {name: dict(values) for name, values in (spec.embed_options or {}).items()}
-        for name in _networks(spec.models):
-            options.setdefault(name, {}).setdefault("batch_size", size)
-        given["embed_options"] = options or None
-    before = {}
-    for name in ("device", "precision"):
-        value = getattr(spec, name, None)
-        if value is not None and name not in known:
-            before[name] = getattr(settings, name)
-            setattr(settings, name, value)
-    try:
-        yield given
-    finally:
-        for name, value in before.items():
-            setattr(settings, name, value)
-
-
-def _networks(names: list[str]) -> list[str]:
-    from scdrugmap._errors import UnknownNameError
-    from scdrugmap.models import registry
-
-    out = []
-    for name in names:
-        with contextlib.suppress(UnknownNameError):  # a key of obsm
-            if registry.get(name).card.kind == "network":
-                out.append(name)
-    return out
 
 
 def _write_annotated(spec: RunSpec, cells: Any, as_json: bool) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias
 
 import yaml
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from scdrugmap._errors import InputError, UnknownNameError
 
@@ -179,8 +180,50 @@ def _flat(files: list[Any]) -> tuple[FileSpec, ...]:
     return tuple(out)
 
 
+#: Entries of other packages, by registry.
+_ADDED: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
+
+
+def add_entries(kind: Kind, bodies: Mapping[str, Mapping[str, Any]]) -> None:
+    """Add entries of another package to a registry, for this process.
+
+    Parameters
+    ----------
+    kind
+        ``"checkpoints"`` or ``"datasets"``.
+    bodies
+        Key to fields, as in the packaged registry: ``title``, ``licence``, ``files`` (``name``, ``urls``, ``sha256`` ...).
+
+    Raises
+    ------
+    InputError
+        If a key is taken, or fields are not those of an entry.
+
+    Examples
+    --------
+    >>> from scdrugmap.download.catalog import add_entries, find
+    >>> files = [{"name": "weights.safetensors", "urls": ["https://example.org/weights.safetensors"]}]
+    >>> add_entries("checkpoints", {"bag-v1": {"title": "A bag of genes", "licence": "CC0-1.0", "files": files}})
+    >>> find("checkpoints", "BAG v1").grade
+    'NV'
+    """
+    packaged = {normalise(key) for key in _read(REGISTRY_FOLDER / f"{kind}.yaml", kind)}
+    for key, body in bodies.items():
+        if normalise(key) in packaged:
+            raise InputError("key", key, "a key that the package does not use", "choose another key.")
+        fields = dict(body)
+        try:
+            entry = Entry(kind=kind, key=key, files=_flat(list(fields.pop("files", []))), **fields)
+        except (ValidationError, TypeError) as error:
+            what = str(error).splitlines()[0]
+            raise InputError(
+                "checkpoints", f"{key}: {what}", "the fields of an entry", "see the developer guide."
+            ) from None
+        _ADDED[kind][key] = entry
+
+
 def entries(kind: Kind) -> dict[str, Entry]:
-    """Return every entry of one registry.
+    """Return every entry of one registry: those of the package, then those that plug-ins added.
 
     Parameters
     ----------
@@ -204,7 +247,7 @@ def entries(kind: Kind) -> dict[str, Entry]:
     """
     if kind not in KINDS:
         raise UnknownNameError("kind", kind, KINDS)
-    return _read(REGISTRY_FOLDER / f"{kind}.yaml", kind)
+    return _read(REGISTRY_FOLDER / f"{kind}.yaml", kind) | _ADDED[kind]
 
 
 def find(kind: Kind, key: str) -> Entry:

@@ -10,10 +10,12 @@ import numpy as np
 
 from scdrugmap import _anndata
 from scdrugmap._cohort import read_batch, read_context
+from scdrugmap._errors import InputError
 from scdrugmap._keys import KEYS
 from scdrugmap.embedding.source import CountSource
 from scdrugmap.genes.identifiers import Genes
 from scdrugmap.models.base import FittedModel, Model
+from scdrugmap.models.kit.values import check_values, whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,16 +96,50 @@ def read_cells(
     MissingKeyError
         If there is no such layer or column.
     """
-    cells = Cells(_anndata.counts(adata, layer), _anndata.gene_ids(adata))
+    cells = Cells(_anndata.counts(adata, layer), _anndata.gene_ids(adata, layer))
+    _refuse_values(cells.source, adata, model, layer)
     if isinstance(model, FittedModel):
         batch, source = read_batch(adata, context, sample_key=sample_key)
         return replace(cells, batch=batch, batch_from=source)
     if model.card.context == "group":
         cells = replace(cells, context=read_context(adata, context, sample_key))
-    key = model.card.key
+    key = model.card.stem
     record = adata.uns.get(key)
     if reuse and isinstance(record, Mapping) and KEYS.embedding(key) in adata.obsm:
         content = str(record.get(KEYS.provenance, {}).get("content", ""))
         values = np.array(adata.obsm[KEYS.embedding(key)], dtype=np.float32) if content else None
         cells = replace(cells, lying=values, content=content)
     return cells
+
+
+def _refuse_values(source: CountSource, adata: Any, model: Model, layer: str | None) -> None:
+    """Look at the first cells before anything is computed, to name the place that holds what the model needs."""
+    if source.is_dask:
+        return
+    needs = model.card.needs_counts
+    try:
+        check_values(source[slice(0, 200)], counts=needs, model=model.card.name)
+    except InputError as error:
+        if error.expected.startswith("raw counts"):
+            error = InputError(error.argument, error.found, error.expected, counts_elsewhere(adata, layer))
+        raise error from None
+
+
+def counts_elsewhere(adata: Any, layer: str | None) -> str:
+    """Say what to type where ``X`` or the layer holds no raw counts: the place that does, if there is one.
+
+    Parameters
+    ----------
+    adata
+        An AnnData.
+    layer
+        The place that was read.
+    """
+    for place in (None, *adata.layers, "raw"):
+        absent = adata.X is None if place is None else place not in adata.layers and not _anndata.is_raw(adata, place)
+        if place == layer or absent:
+            continue
+        values = CountSource(_anndata.counts(adata, place))[slice(0, min(200, adata.n_obs))].data
+        if values.size and whole(values):
+            return f"pass layer={place!r}: {'X' if place is None else place} holds whole numbers."
+    return "go back to the raw counts, or pass layer=<where they are>; sd.pp.check(adata) shows what is there."

@@ -172,8 +172,8 @@ class ClusterRun(Run):
         """Describe the work that the tasks share."""
         return Job(self.origin, self.alignment, self.engine, self.rows_per_block, survey)
 
-    def blocks(self, store: EmbeddingStore | None) -> Iterator[tuple[int, int, np.ndarray | None]]:
-        """Yield ``(first row, rows, values)`` as tasks end; ``None`` for values that the store holds already.
+    def blocks(self, store: EmbeddingStore | None) -> Iterator[tuple[slice, np.ndarray | None]]:
+        """Yield ``(rows, values)`` as tasks end; ``None`` for values that the store holds already.
 
         Tasks are the chunks of the array, or the blocks of the engine where a store or a recipe needs those.
         """
@@ -190,7 +190,7 @@ class ClusterRun(Run):
             elif store is not None:
                 store.write(first // size, first, part, mark)
             self.work.add(done)
-            yield first, rows, part
+            yield slice(first, first + rows), part
 
     def grouped(self, context: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield ``(rows, values)`` group by group: cells that see each other are one task."""

@@ -7,7 +7,6 @@ or on a cluster.
 from __future__ import annotations
 
 import time
-import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from scdrugmap._device import Engine
-from scdrugmap._errors import ScDrugMapWarning
 from scdrugmap._keys import KEYS
-from scdrugmap._logging import progress
+from scdrugmap._logging import progress, warn
 from scdrugmap.embedding import cache as finished
 from scdrugmap.embedding.cells import Cells
 from scdrugmap.embedding.client import active_client
@@ -26,7 +24,7 @@ from scdrugmap.embedding.runner import BLOCK, LocalRun, Run, Work, no_known_gene
 from scdrugmap.embedding.source import CountSource
 from scdrugmap.embedding.store import EmbeddingStore
 from scdrugmap.genes.identifiers import Genes
-from scdrugmap.models.base import FittedModel, GroupModel, NetworkModel
+from scdrugmap.models.base import FittedModel, GroupModel, Model, NetworkModel
 from scdrugmap.models.kit.counts import Alignment
 
 
@@ -108,9 +106,11 @@ def embed_cells(
     from scdrugmap.settings import settings
 
     if isinstance(model, FittedModel):
-        return _transformed(model, cells if rows is None else cells.take(rows))
+        projected = _transformed(model, cells if rows is None else cells.take(rows))
+        _warn_about(projected, model)
+        return projected
     if model.card.context == "group" and cells.context is None:
-        _warn(
+        warn(
             f"no context= and no obs[{KEYS.sample!r}]: all cells form one group and see each other. "
             "Pass context=<column of obs> to keep samples apart."
         )
@@ -190,7 +190,19 @@ def embed_counts(
     if known is not None:
         run.work.n_cells = run.work.n_cached = len(known)
         return _embedding(run, known, _usable(known), key)
-    values, usable = _computed(run, context, engine)
+    values, store = _place_for(run, engine.store)
+    usable = np.ones(source.shape[0], dtype=bool)
+    start = time.perf_counter()
+    with progress(source.shape[0], model.card.name, "cell", show=engine.progress) as bar:
+        for rows, part in run.grouped(context) if isinstance(model, GroupModel) else run.blocks(store):
+            # What a block's store holds already is not computed, and what it computes the store writes.
+            if part is not None and (store is None or isinstance(model, GroupModel)):
+                values[rows] = part
+            usable[rows] = _usable(values[rows])
+            bar.update(int(usable[rows].size))
+    work = run.work
+    work.seconds, work.n_cells, work.n_empty = time.perf_counter() - start, len(usable), int((~usable).sum())
+    work.token_budget = work.token_budget or run.budget
     if cached is not None:
         finished.save(cached, key, values, model=model.card.name)
     return _embedding(run, values, usable, key)
@@ -211,7 +223,7 @@ def begin(
         raise no_known_gene(model, genes)
     client = active_client() if source.is_dask else None
     if client is not None and model.sequential:
-        _warn(
+        warn(
             f"{model.card.name} with these options draws from one stream over the cells in file order: "
             "it runs in this process and not on the workers"
         )
@@ -221,34 +233,13 @@ def begin(
     return ClusterRun(client, origin, model, source, alignment, engine, block_size)
 
 
-def _computed(run: Run, context: np.ndarray | None, engine: Engine) -> tuple[Any, np.ndarray]:
-    """Run the network; returns values and which cells are usable."""
-    n, dim = run.source.shape[0], run.model.dim
-    values: Any = None
-    store = None
-    if engine.store is None:
-        values = np.full((n, dim), np.nan, dtype=np.float32)
-    else:
-        store = EmbeddingStore.open(Path(engine.store), (n, dim), run.rows_per_block, run.fingerprint())
-        values = store.values
-    usable = np.ones(n, dtype=bool)
-    start = time.perf_counter()
-    with progress(n, run.model.card.name, "cell", show=engine.progress) as bar:
-        if isinstance(run.model, GroupModel):
-            for rows, embedded in run.grouped(context):
-                values[rows] = embedded
-                usable[rows] = _usable(embedded)
-                bar.update(len(embedded))
-        else:
-            for first, size, part in run.blocks(store):
-                if part is not None and store is None:
-                    values[first : first + size] = part
-                usable[first : first + size] = _usable(values[first : first + size])
-                bar.update(size)
-    work = run.work
-    work.seconds, work.n_cells, work.n_empty = time.perf_counter() - start, n, int((~usable).sum())
-    work.token_budget = work.token_budget or run.budget
-    return values, usable
+def _place_for(run: Run, path: Path | None) -> tuple[Any, EmbeddingStore | None]:
+    """Return where the values go: memory, or a store that grows block by block."""
+    shape = (run.source.shape[0], run.model.dim)
+    if path is None:
+        return np.full(shape, np.nan, dtype=np.float32), None
+    store = EmbeddingStore.open(path, shape, run.rows_per_block, run.fingerprint())
+    return store.values, store
 
 
 def _usable(values: np.ndarray) -> np.ndarray:
@@ -277,23 +268,23 @@ def _part_of_lying(
 
 
 def _transformed(model: FittedModel, cells: Cells) -> Embedding:
-    """Project cells on what was fitted."""
-    parts = [model.transform(X, cells.genes) for _, X in cells.source.blocks(BLOCK)]
-    values = np.concatenate(parts).astype(np.float32)
+    """Project cells on what was fitted; one without any count lies nowhere."""
+    parts = []
+    for _, X in cells.source.blocks(BLOCK):
+        values = model.transform(X, cells.genes).astype(np.float32)
+        values[np.asarray(X.sum(axis=1)).ravel() == 0] = np.nan
+        parts.append(values)
+    values = np.concatenate(parts)
     return Embedding(values, _usable(values))
 
 
-def _warn_about(found: Embedding, model: NetworkModel) -> None:
+def _warn_about(found: Embedding, model: Model) -> None:
     if found.alignment is not None and found.alignment.merged:
         some = ", ".join(found.alignment.merged[:5])
-        _warn(f"{len(found.alignment.merged)} genes occur in several columns, whose counts were summed: {some}")
+        warn(f"{len(found.alignment.merged)} genes occur in several columns, whose counts were summed: {some}")
     if not found.usable.all():
         n = int((~found.usable).sum())
-        _warn(
+        warn(
             f"{n} of {len(found.usable)} cells hold no gene that {model.card.name} knows; their embedding is NaN. "
             "Remove them with adata[~np.isnan(adata.obsm[key]).any(1)]."
         )
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, ScDrugMapWarning, stacklevel=5)

@@ -74,14 +74,35 @@ def open_model(
             raise InputError("checkpoint", str(checkpoint), f"None: {card.name} is fitted", "leave it out.")
         made: Any = registry.get(model)
         return Opened(made(**seeded), True)
-    if checkpoint is not None or options:
-        found = ", ".join([*(["checkpoint"] if checkpoint is not None else []), *(options or {})])
-        raise InputError(
-            "model", f"a loaded model with {found}", "a loaded model, whose checkpoint and options are its own",
-            "pass the name instead.",
-        )  # fmt: skip
+    check_options(model, {**({} if checkpoint is None else {"checkpoint": checkpoint}), **(options or {})})
     assert isinstance(model, NetworkModel | FittedModel)
     return Opened(model, False)
+
+
+def check_options(model: str | Model, options: Mapping[str, Any]) -> None:
+    """Refuse options that a model does not take, before anything is read or computed.
+
+    Parameters
+    ----------
+    model
+        Name, or a model, whose options are its own.
+    options
+        ``recipe`` and further options.
+
+    Raises
+    ------
+    UnknownNameError, InputError
+        Naming the model.
+    """
+    if isinstance(model, str):
+        cls = registry.get(model)
+        if cls.card.kind != "prompt":
+            cls._validated({k: v for k, v in options.items() if k != "recipe"})
+    elif options:
+        raise InputError(
+            "model", f"a loaded model with {', '.join(options)}",
+            "a loaded model, whose checkpoint and options are its own", "pass the name instead.",
+        )  # fmt: skip
 
 
 def check_species(names: np.ndarray, species: tuple[str, ...], model: str) -> None:

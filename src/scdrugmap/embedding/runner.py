@@ -116,8 +116,8 @@ class Run(ABC):
         """Digest of everything that decides the values, the counts included."""
 
     @abstractmethod
-    def blocks(self, store: EmbeddingStore | None) -> Iterator[tuple[int, int, np.ndarray | None]]:
-        """Yield ``(first row, rows, values)``; values are ``None`` where the store already holds them."""
+    def blocks(self, store: EmbeddingStore | None) -> Iterator[tuple[slice, np.ndarray | None]]:
+        """Yield ``(rows, values)`` block by block; values are ``None`` where the store already holds them."""
 
     @abstractmethod
     def grouped(self, context: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -150,21 +150,22 @@ class LocalRun(Run):
         """Digest of everything that decides the values, the counts included."""
         return content_key(self.fingerprint(), (X for _, X in self.source.blocks(self.rows_per_block)), context)
 
-    def blocks(self, store: EmbeddingStore | None) -> Iterator[tuple[int, int, np.ndarray | None]]:
-        """Yield ``(first row, rows, values)``; values are ``None`` where the store already holds them."""
+    def blocks(self, store: EmbeddingStore | None) -> Iterator[tuple[slice, np.ndarray | None]]:
+        """Yield ``(rows, values)`` block by block; values are ``None`` where the store already holds them."""
         survey = self.survey()
         for first, X in self.source.blocks(self.rows_per_block):
+            rows = slice(first, first + X.shape[0])
             mark = block_digest(X) if store is not None else b""
             done = store is not None and store.holds(first // self.rows_per_block, mark)
             if done and not self.model.sequential:
                 self.work.n_resumed += X.shape[0]
-                yield first, X.shape[0], None
+                yield rows, None
                 continue
             tokens = self._tokenize(self._counts(X, np.arange(first, first + X.shape[0]), survey))
             part = None if done else self._embed(tokens)
             if store is not None and part is not None:
                 store.write(first // self.rows_per_block, first, part, mark)
-            yield first, X.shape[0], part
+            yield rows, part
 
     def embed_rows(self, X: sparse.csr_matrix, first: int, survey: Any) -> np.ndarray:
         """Embed one block, whose first row stands at ``first`` in the data set."""
@@ -210,24 +211,20 @@ class LocalRun(Run):
         while pending:
             rows = pending.pop(0)
             try:
-                out[rows] = self._forward(tokens.take(rows))
+                batch = self.model.collate(tokens.take(rows))
+                start = time.perf_counter()
+                with self._arithmetic():
+                    values = self.model.network({k: v.to(self.device, non_blocking=True) for k, v in batch.items()})
+                    out[rows] = values.float().cpu().numpy()
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
                 pending = self._back_off(tokens, [rows, *pending], error)
                 continue
+            self.work.network_seconds += time.perf_counter() - start
             self.work.n_tokens += int(costs[rows].sum())
             self.work.n_padded += int(costs[rows].max(initial=0)) * len(rows)
         return out
-
-    def _forward(self, tokens: Tokens) -> np.ndarray:
-        batch = self.model.collate(tokens)
-        start = time.perf_counter()
-        with self._arithmetic():
-            values = self.model.network({k: v.to(self.device, non_blocking=True) for k, v in batch.items()})
-            result = values.float().cpu().numpy()
-        self.work.network_seconds += time.perf_counter() - start
-        return result
 
     def _back_off(self, tokens: Tokens, remaining: list[np.ndarray], error: RuntimeError) -> list[np.ndarray]:
         """Halve the token budget and divide what is left again."""

@@ -302,10 +302,28 @@ def floor_label(name: str, floor: np.ndarray, top: float) -> str:
     return name + (f": {known.max():.3g}, off the scale" if known.max() > top else "")
 
 
-def one_setting(result: Results) -> None:
-    """Raise if the result holds several ways of dividing the cells, which one curve must not mix."""
+def each_cell_once(result: Results, category: str | None = None) -> None:
+    """Raise if the cells of a figure that pools them stand in the result several times.
+
+    Several settings or splits divide the same cells in several ways, and several columns of categories hold the same
+    cells under several names: no statistic over them counts independent evidence.
+
+    Parameters
+    ----------
+    result
+        A benchmark result.
+    category
+        The only category that is drawn, if it is one.
+
+    Raises
+    ------
+    InputError
+        With the call that picks one.
+    """
     check_result(result)
     scores = result.table[result.table["setting"] != "probe"]
+    if category is not None:
+        scores = scores[scores["category"] == category]
     pairs = scores[["setting", "split"]].drop_duplicates()
     if len(pairs) > 1:
         # Rather the split that does not leak.
@@ -313,6 +331,13 @@ def one_setting(result: Results) -> None:
         raise InputError(
             "result", "several settings or splits: " + split_note(pairs), "one of them",
             f"pass result.select(setting={first['setting']!r}, split={first['split']!r}).",
+        )  # fmt: skip
+    columns = [str(c) for c in pd.unique(scores["by"])]
+    if len(columns) > 1:
+        named = ", ".join(c or "'' (all cells)" for c in columns)
+        raise InputError(
+            "result", f"the same cells in the categories of several columns: {named}", "one of them",
+            f"pass result.select(by={max(columns, key=bool)!r}).",
         )  # fmt: skip
 
 

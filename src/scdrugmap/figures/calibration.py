@@ -52,7 +52,7 @@ def calibration(
     UnknownNameError
         For a category or model that the result does not hold.
     InputError
-        If there is nothing to draw, fewer than two bins, or the result holds several settings.
+        If there is nothing to draw, fewer than two bins, or the result holds several settings or columns of categories.
 
     Examples
     --------

@@ -32,7 +32,7 @@ def critical_difference(
     Parameters
     ----------
     result
-        With one setting and split (``result.select``), two or more categories and three or more models.
+        With one setting, split and column of categories (``result.select``), two or more categories and three or more models.
     metric, level, ax, show, save
         As in :func:`scdrugmap.pl.benchmark`.
     test
@@ -49,7 +49,7 @@ def critical_difference(
     Raises
     ------
     InputError
-        If there are too few categories or models to rank, or several settings.
+        If there are too few categories or models to rank, or several settings or columns of categories.
     UnknownNameError
         For a metric or test that is not known.
 
@@ -68,7 +68,7 @@ def critical_difference(
     """
     import scikit_posthocs
 
-    _axes.one_setting(result)
+    _axes.each_cell_once(result)
     ranking = result.rank(metric, level=level, test=test)
     k = len(ranking.ranks)
     if ranking.n < 2 or k < 3:

@@ -35,7 +35,7 @@ def roc(
     Parameters
     ----------
     result
-        From :func:`scdrugmap.tl.benchmark`, with one setting and split (``result.select``).
+        From :func:`scdrugmap.tl.benchmark`, with one setting, split and column of categories (``result.select``).
     category
         One category; by default all folds of all categories.
     models, ax, show, save
@@ -52,7 +52,7 @@ def roc(
     UnknownNameError
         For a category or model that the result does not hold.
     InputError
-        If there is nothing to draw, or the result holds several settings.
+        If there is nothing to draw, or the result holds several settings or columns of categories.
 
     Examples
     --------
@@ -95,7 +95,7 @@ def precision_recall(
     UnknownNameError
         For a category or model that the result does not hold.
     InputError
-        If there is nothing to draw, or the result holds several settings.
+        If there is nothing to draw, or the result holds several settings or columns of categories.
 
     Examples
     --------
@@ -119,9 +119,9 @@ def folds_of(result: Results, category: str | None, models: list[str] | None) ->
     UnknownNameError
         For a category or model that the result does not hold.
     InputError
-        If no cell was predicted, or the result holds several settings.
+        If no cell was predicted, or the result holds several settings or columns of categories.
     """
-    _axes.one_setting(result)
+    _axes.each_cell_once(result, category)
     known = result.table[result.table["setting"] != "probe"]["category"].unique()
     if category is not None and category not in known:
         raise UnknownNameError("category", category, map(str, known))

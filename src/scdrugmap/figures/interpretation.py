@@ -270,7 +270,9 @@ def dots(ax: Axes | None, table: pd.DataFrame, *, q: float) -> Axes:
     sure = (table["q"] < q).to_numpy(dtype=bool)
     area = 18 + 90 * table["n_genes"].to_numpy(dtype=float) / max(float(table["n_genes"].max()), 1)
     ax.hlines(place, table["low"], table["high"], color="#888888", lw=1)
-    ax.scatter(score, place, s=area, c=np.where(sure, colours, "white"), edgecolors=colours, linewidths=1.2, zorder=3)
+    ax.scatter(
+        score, place, s=area, c=np.where(sure, colours, "white"), edgecolors=colours.tolist(), linewidths=1.2, zorder=3
+    )
     ax.axvline(0, color="#666666", lw=0.7)
     ax.set_yticks(place, names, fontsize=8)
     ax.set_ylim(-0.7, n - 0.3)

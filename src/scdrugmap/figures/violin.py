@@ -33,7 +33,9 @@ def violin(
 
     Parameters
     ----------
-    result, metric, level, models, ax, show, save
+    result
+        From :func:`scdrugmap.tl.benchmark`, with one setting, split and column of categories (``result.select``).
+    metric, level, models, ax, show, save
         As in :func:`scdrugmap.pl.benchmark`.
     over
         What one point is: a ``"category"`` (its value in ``result.summary()``) or a ``"fold"`` of any category (or
@@ -50,7 +52,7 @@ def violin(
     UnknownNameError
         For a metric, level, model or ``over`` that is not known.
     InputError
-        If no value is defined, ``ax`` is not axes, or the file cannot be written.
+        If no value is defined, the result holds several settings or columns of categories, ``ax`` is not axes, or the file cannot be written.
 
     Examples
     --------
@@ -61,6 +63,7 @@ def violin(
     """
     if over is not None and over not in OVER:
         raise UnknownNameError("over", over, OVER)
+    _axes.each_cell_once(result)
     table = _axes.scores(result, metric, level, models, n_resamples=0)
     labels = _axes.in_order(table, "label")
     defined = table[table["value"].notna()]

@@ -122,7 +122,7 @@ class Adaptation:
 def _enough(X: np.ndarray, name: str) -> None:
     if len(X) < MIN_CELLS:
         raise InputError(
-            "adapt", f"{len(X)} cells of study {name!r}", f"{MIN_CELLS} or more, from which its mean and spread are taken",
+            "adapt", f"{len(X)} cells of study {str(name)!r}", f"{MIN_CELLS} or more, from which its mean and spread are taken",
             "pass adapt='none', or more cells.",
         )  # fmt: skip
 

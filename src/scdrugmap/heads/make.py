@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from scdrugmap._errors import InputTypeError, UnknownNameError
@@ -75,6 +76,23 @@ def make_head(head: Any = "mlp", *, random_state: int | None = None, **params: A
     if random_state is not None and made.get_params().get("random_state", 0) is None:
         made.set_params(random_state=random_state)
     return made
+
+
+def head_on(head: Any, device: str | None) -> Any:
+    """Return a perceptron that computes on ``device``; any other head as it is.
+
+    Parameters
+    ----------
+    head
+        Of :func:`make_head`, or fitted; it is not changed.
+    device
+        ``None`` leaves it where it is.
+    """
+    from scdrugmap.heads.mlp import MLPHead
+
+    if device is None or not isinstance(head, MLPHead):
+        return head
+    return copy.copy(head).set_params(device=device)
 
 
 def _check_names(params: dict[str, Any], head: Any) -> None:

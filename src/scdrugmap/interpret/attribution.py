@@ -113,6 +113,7 @@ class Explainer:
         if self.used == "occlusion":
             return occluded(self.scorer, X)
         if isinstance(self.input, FittedInput):
+            assert self.start is not None
             return self.input.explain(X, self.start, self.n_genes, linear=self.used == "linear", n_steps=self._steps)
         if isinstance(self.input, GroupInput):
             parts = [

@@ -10,9 +10,9 @@ import pandas as pd
 
 from scdrugmap.interpret import moderated
 from scdrugmap.interpret.confounding import Confounding
-from scdrugmap.interpret.meta import random_effects
+from scdrugmap.interpret.meta import Pooled, random_effects
 from scdrugmap.interpret.moderated import Effects
-from scdrugmap.interpret.pseudobulk import Pseudobulk
+from scdrugmap.interpret.pseudobulk import Pseudobulk, Units
 
 #: Samples per class below which no p value is given.
 MIN_SAMPLES = 3
@@ -22,32 +22,6 @@ COLUMNS = (
     "gene", "log2_fc", "se", "low", "high", "t", "p", "q", "n_resistant", "n_sensitive", "sign_consistency",
     "detection_resistant", "detection_sensitive", "confounded",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class Units:
-    """What is compared: one row per sample and label.
-
-    Parameters
-    ----------
-    y
-        ``(units,)`` 1 sensitive, 0 resistant.
-    study
-        ``(units,)`` study of each unit; units of different studies are never compared with each other.
-    block
-        ``(units,)`` patient (or sample) that may hold units of both labels.
-    names
-        ``(units,)`` sample of each unit.
-    """
-
-    y: np.ndarray
-    study: np.ndarray
-    block: np.ndarray
-    names: np.ndarray
-
-    def take(self, rows: np.ndarray) -> Units:
-        """Return some units."""
-        return Units(self.y[rows], self.study[rows], self.block[rows], self.names[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +106,7 @@ def compare(
             "confounded": confounded,
         }
     )[list(COLUMNS)]
-    if hasattr(shown, "i2") and len(np.unique(units.study)) > 1:
+    if isinstance(shown, Pooled):
         table["n_studies"], table["i2"] = shown.n_studies, shown.i2
     strength = np.where(np.isfinite(columns["t"]), np.abs(columns["t"]), -1.0)
     order = np.lexsort([-np.abs(np.nan_to_num(log2_fc)), ~tested, -strength])

@@ -12,7 +12,7 @@ from scipy import stats
 from scdrugmap.interpret import moderated
 
 if TYPE_CHECKING:
-    from scdrugmap.interpret.biomarkers import Units
+    from scdrugmap.interpret.pseudobulk import Units
 
 #: A number that differs this clearly between the classes may stand behind an effect.
 P_COVARIATE = 0.05

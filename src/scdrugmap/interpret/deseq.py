@@ -11,8 +11,7 @@ from scdrugmap._errors import MissingDependencyError
 from scdrugmap.interpret.moderated import Effects
 
 if TYPE_CHECKING:
-    from scdrugmap.interpret.biomarkers import Units
-    from scdrugmap.interpret.pseudobulk import Pseudobulk
+    from scdrugmap.interpret.pseudobulk import Pseudobulk, Units
 
 
 def deseq_effects(bulk: Pseudobulk, units: Units, tested: np.ndarray) -> Effects:

@@ -30,7 +30,8 @@ def ulm(Y: np.ndarray | sparse.csr_matrix, weights: sparse.csr_matrix) -> np.nda
     """
     n = Y.shape[1]
     sums = np.asarray(Y.sum(axis=1)).ravel()
-    squares = np.asarray(Y.multiply(Y).sum(axis=1)).ravel() if sparse.issparse(Y) else (np.asarray(Y) ** 2).sum(axis=1)
+    squared = Y.multiply(Y) if isinstance(Y, sparse.csr_matrix) else np.asarray(Y) ** 2
+    squares = np.asarray(squared.sum(axis=1)).ravel()
     w_sum = np.asarray(weights.sum(axis=1)).ravel()
     w_square = np.asarray(weights.multiply(weights).sum(axis=1)).ravel()
     cross = Y @ weights.T

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
+from scdrugmap.models.kit.values import check_values
+
 if TYPE_CHECKING:
     from scdrugmap.embedding.source import CountSource
 
@@ -44,6 +46,44 @@ class Pseudobulk:
     def take(self, units: np.ndarray) -> Pseudobulk:
         """Return some units."""
         return replace(self, counts=self.counts[units], detected=self.detected[units], n_cells=self.n_cells[units])
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """What is compared: one row per sample and label.
+
+    Parameters
+    ----------
+    y
+        ``(units,)`` 1 sensitive, 0 resistant.
+    study
+        ``(units,)`` study of each unit; units of different studies are never compared with each other.
+    block
+        ``(units,)`` patient (or sample) that may hold units of both labels.
+    names
+        ``(units,)`` sample of each unit.
+    """
+
+    y: np.ndarray
+    study: np.ndarray
+    block: np.ndarray
+    names: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Units:
+        """Return some units."""
+        return Units(self.y[rows], self.study[rows], self.block[rows], self.names[rows])
+
+
+def check_counts(source: CountSource, caller: str) -> None:
+    """Refuse anything but raw counts, in whatever cell it stands, before anything is computed.
+
+    Raises
+    ------
+    InputError
+        On NaN, infinity, negative values or fractions.
+    """
+    for _, X in source.blocks(BLOCK):
+        check_values(X, counts=True, model=caller)
 
 
 def pseudobulk(source: CountSource, codes: np.ndarray, n_units: int, block: int = BLOCK) -> Pseudobulk:

@@ -51,7 +51,7 @@ class AttributionReport:
         """Why no gene may be called a biomarker; empty where one may."""
         if not len(self.table):
             return ["no check was made"]
-        failed = self.table[self.table["passed"].eq(False).to_numpy(dtype=bool)]
+        failed = self.table[~self.table["passed"].fillna(True).astype(bool)]
         out = [f"{row.check}: {row.note}" for row in failed.itertuples()]
         needed = self.table[self.table["check"].isin(("prediction", "faithfulness"))]
         return out + [f"{row.check}: {row.note}" for row in needed.itertuples() if pd.isna(row.passed)]

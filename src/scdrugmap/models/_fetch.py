@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from scdrugmap._errors import InputError
 from scdrugmap.models.card import model_key
-from scdrugmap.models.registry import get
+from scdrugmap.models.registry import get, usable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,6 +17,8 @@ def _variant(name: str) -> str:
     """Key of the checkpoint registry, from a key or from the name of a model."""
     from scdrugmap import download
 
+    if model_key(name) not in map(model_key, download.entries("checkpoints")):
+        usable()  # plug-ins bring entries of their own
     if model_key(name) not in map(model_key, download.entries("checkpoints")):
         card = get(name).card
         if not card.checkpoints:

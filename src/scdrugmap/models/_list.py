@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from scdrugmap.models.registry import get, keys
+from scdrugmap.models.registry import usable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +26,7 @@ def list() -> pd.DataFrame:
     """
     import pandas as pd
 
-    table = pd.DataFrame.from_dict({key: asdict(get(key).card) for key in keys()}, orient="index")
+    table = pd.DataFrame.from_dict({key: asdict(cls.card) for key, cls in usable().items()}, orient="index")
     table.index.name = "key"
     for column in ("dim", "vocab_size", "max_length", "n_parameters"):
         table[column] = table[column].astype("Int64")

@@ -58,7 +58,8 @@ class Model(ABC):
     def _validated(cls, options: Mapping[str, Any]) -> ModelOptions:
         for name in options:
             if name not in cls.Options.model_fields:
-                raise UnknownNameError("model_options", name, [*cls.Options.model_fields, "recipe"])
+                known, see = [*cls.Options.model_fields, "recipe"], f"These are the options of {cls.card.name}."
+                raise UnknownNameError("model_options", name, known, see)
         try:
             return cls.Options(**options)
         except ValidationError as error:
@@ -101,6 +102,8 @@ class NetworkModel(Model):
     digests: Mapping[str, str]
     #: Whether any gene name can be used, so that no gene is foreign (models that read text).
     open_vocabulary: ClassVar[bool] = False
+    #: Entries of the checkpoint registry that come with the model, by the keys on its card; only for plug-ins.
+    checkpoints: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     #: Padded tokens in one forward pass on a CPU; the engine scales it on other devices.
     token_budget: ClassVar[int] = 16_384
 

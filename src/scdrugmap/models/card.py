@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
+
+from scdrugmap._keys import KEYS
 
 
 def model_key(name: str) -> str:
@@ -12,7 +14,10 @@ def model_key(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-@dataclass(frozen=True)
+_COUNTED = ("vocab_size", "max_length", "n_parameters")
+
+
+@dataclass(frozen=True, repr=False)
 class ModelCard:
     """What a model is, what it needs and under which terms.
 
@@ -67,5 +72,24 @@ class ModelCard:
 
     @property
     def key(self) -> str:
-        """The name in slots and files, for example ``"llama38b"``."""
+        """The name in registries and files, for example ``"llama38b"``."""
         return model_key(self.name)
+
+    @property
+    def stem(self) -> str:
+        """The name of its slots: ``uns["llama38b"]``, and ``uns["scdrugmap_pca"]`` for a baseline."""
+        return KEYS.stem(self.key, self.kind)
+
+    def __str__(self) -> str:
+        shown = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
+        lines = [f"{self.name}: {self.architecture}"]
+        for name, value in shown.items():
+            if name == "architecture" or value is None or value == ():
+                continue
+            text = (
+                ", ".join(map(str, value)) if isinstance(value, tuple) else f"{value:,}" if name in _COUNTED else value
+            )
+            lines.append(f"  {name:<16} {text}")
+        return "\n".join(lines)
+
+    __repr__ = __str__

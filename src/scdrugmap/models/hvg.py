@@ -43,13 +43,15 @@ class HVG(FittedModel):
     )
     Options: ClassVar[type[ModelOptions]] = HVGOptions
 
+    #: Who asks, for messages: another baseline may be built on this one.
+    asked_by: str = "hvg"
     genes_: np.ndarray
     columns_: np.ndarray
 
     def fit(self, X: sparse.csr_matrix, genes: Genes, *, batch: np.ndarray | None = None) -> Self:
         """Choose the genes on training cells; ``batch`` is not used."""
         self.genes_ = training_genes(X, genes)
-        logged = log_normalize(counts_over(X, genes, self.genes_, self.card.name))
+        logged = log_normalize(counts_over(X, genes, self.genes_, self.asked_by))
         self.columns_ = variable_genes(logged, self.options.n_top_genes)
         return self
 
@@ -59,7 +61,7 @@ class HVG(FittedModel):
 
     def sparse_transform(self, X: sparse.csr_matrix, genes: Genes) -> sparse.csr_matrix:
         """Like :meth:`transform`, as CSR float32."""
-        logged = log_normalize(counts_over(X, genes, self.genes_, self.card.name))
+        logged = log_normalize(counts_over(X, genes, self.genes_, self.asked_by))
         return logged[:, self.columns_].astype(np.float32)
 
     @property

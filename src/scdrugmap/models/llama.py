@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from scdrugmap._errors import CheckpointError, InputError, ScDrugMapWarning
+from scdrugmap._errors import CheckpointError, InputError
+from scdrugmap._logging import warn
 from scdrugmap.genes.identifiers import Genes
 from scdrugmap.models.base import Batch, ModelOptions, NetworkModel
 from scdrugmap.models.card import ModelCard
@@ -170,11 +170,9 @@ class Llama(NetworkModel):
             return super().gene_names(genes)
         share = float(np.char.startswith(genes.names.astype(str), "ENSG").mean()) if len(genes) else 0.0
         if share > 0.5:
-            warnings.warn(
+            warn(
                 f"{share:.0%} of the names are Ensembl ids, which Llama reads letter by letter; "
-                "call sd.pp.harmonize_genes(adata) and use names='symbols'.",
-                ScDrugMapWarning,
-                stacklevel=2,
+                "call sd.pp.harmonize_genes(adata) and use names='symbols'."
             )
         return genes.names
 
@@ -196,11 +194,9 @@ class Llama(NetworkModel):
         ids, lengths = encoded.concatenate(words, offsets, room)
         cut = int((lengths > room).sum())
         if cut and self.options.text == "paper":
-            warnings.warn(
+            warn(
                 f"{cut} of {len(lengths)} sentences are longer than max_tokens={self.options.max_tokens}; "
-                "their last genes are left out.",
-                ScDrugMapWarning,
-                stacklevel=2,
+                "their last genes are left out."
             )
         kept = np.minimum(lengths, room)
         ends = np.concatenate([[0], np.cumsum(kept + len(self.begin))])
@@ -212,11 +208,7 @@ class Llama(NetworkModel):
         out[inside] = ids
         usable = np.diff(counts.X.indptr) > 0
         if self.options.empty == "bos" and not usable.all():
-            warnings.warn(
-                f"{int((~usable).sum())} cells without counts get the embedding of an empty sentence.",
-                ScDrugMapWarning,
-                stacklevel=2,
-            )
+            warn(f"{int((~usable).sum())} cells without counts get the embedding of an empty sentence.")
             usable[:] = True
         return Tokens(ends, out, None, usable)
 

@@ -51,7 +51,9 @@ class PCA(FittedModel):
         """Find the components on training cells; ``batch`` is not used."""
         from sklearn.decomposition import PCA as SklearnPCA
 
-        self.hvg_ = HVG(n_top_genes=self.options.n_top_genes).fit(X, genes)
+        self.hvg_ = HVG(n_top_genes=self.options.n_top_genes)
+        self.hvg_.asked_by = self.card.name
+        self.hvg_.fit(X, genes)
         values = self.hvg_.sparse_transform(X, genes)
         most = min(values.shape) - 1
         n_components = max(min(self.options.n_components, most), 1)
@@ -82,5 +84,6 @@ class PCA(FittedModel):
         """Rebuild from :meth:`state`."""
         model = cls(**options)
         model.hvg_ = HVG.from_state(state, n_top_genes=model.options.n_top_genes)
+        model.hvg_.asked_by = cls.card.name
         model.mean_, model.components_ = state["mean"], state["components"]
         return model

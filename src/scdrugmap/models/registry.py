@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import warnings
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scdrugmap._errors import InputError, InputTypeError, ScDrugMapWarning, UnknownNameError
+from scdrugmap._errors import InputError, InputTypeError, UnknownNameError
+from scdrugmap._logging import warn
 from scdrugmap.models.card import ModelCard, model_key
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ _REGISTERED: dict[str, type[Model]] = {}
 def register(model: type[Model]) -> type[Model]:
     """Add a model class for this session; usable as a decorator.
 
-    Packages register theirs through the entry-point group ``scdrugmap.models`` instead.
+    Packages register theirs through the entry-point group ``scdrugmap.models`` instead. Either way the entries in its
+    ``checkpoints`` join the checkpoint registry.
 
     Parameters
     ----------
@@ -69,8 +70,17 @@ def register(model: type[Model]) -> type[Model]:
         )
     if model.card.key in _BUILT_IN:
         raise InputError("model.card.name", model.card.name, "a name that is not built in", "choose another name.")
+    _add_checkpoints(model)
     _REGISTERED[model.card.key] = model
     return model
+
+
+def _add_checkpoints(model: type[Model]) -> None:
+    own = getattr(model, "checkpoints", None)
+    if own:
+        from scdrugmap.download.catalog import add_entries
+
+        add_entries("checkpoints", own)
 
 
 @cache
@@ -90,6 +100,8 @@ def _plugin(key: str) -> type[Model]:
     try:
         cls = point.load()
         reason = "" if isinstance(getattr(cls, "card", None), ModelCard) else "it has no ModelCard as .card"
+        if not reason:
+            _add_checkpoints(cls)
     except Exception as error:  # noqa: BLE001  other people's code may raise anything
         reason = f"{type(error).__name__}: {error}"
     if reason:
@@ -109,7 +121,7 @@ def _works(key: str) -> bool:
     try:
         _plugin(key)
     except InputError as error:
-        warnings.warn(str(error), ScDrugMapWarning, stacklevel=4)
+        warn(str(error))
         return False
     return True
 
@@ -142,10 +154,16 @@ def get(name: str | Model | type[Model]) -> type[Model]:
         return getattr(importlib.import_module(module), attribute)
     if key in _plugins():
         return _plugin(key)
-    for known in keys():
-        if key in {model_key(alias) for alias in get(known).card.aliases}:
-            return get(known)
-    raise UnknownNameError("model", name, [get(k).card.name for k in keys()], "sd.models.list() shows them all.")
+    known = usable()
+    for cls in known.values():
+        if key in {model_key(alias) for alias in cls.card.aliases}:
+            return cls
+    raise UnknownNameError("model", name, [c.card.name for c in known.values()], "sd.models.list() shows them all.")
+
+
+def usable() -> dict[str, type[Model]]:
+    """Classes of all known models by key; a plug-in that fails is left out, with a warning."""
+    return {key: get(key) for key in keys()}
 
 
 def info(name: str) -> ModelCard:
@@ -243,6 +261,13 @@ def resolve_checkpoint(card: ModelCard, checkpoint: str | Path | None) -> Path:
                 "moved: sd.load_predictor(folder, checkpoint=<where it is>), or scdrugmap predict --checkpoint.",
             )
         variant = variants[model_key(text)]
+    elif not card.checkpoints:
+        from scdrugmap._errors import CheckpointError
+
+        raise CheckpointError(
+            "checkpoint", None, f"the folder of a checkpoint of {card.name}, which names none to fetch",
+            "pass checkpoint=<folder>, or give the model an entry in checkpoints (see the developer guide).",
+        )  # fmt: skip
     else:
         variant = card.checkpoints[0]
     from scdrugmap import download

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -15,7 +14,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from scdrugmap._errors import CheckpointError, InputError, ScDrugMapWarning
+from scdrugmap._errors import CheckpointError, InputError
+from scdrugmap._logging import warn
 from scdrugmap.genes.identifiers import Genes
 from scdrugmap.models.base import Batch, ModelOptions, NetworkModel
 from scdrugmap.models.card import ModelCard
@@ -258,7 +258,7 @@ class ScGPT(NetworkModel):
         unused = [k for k in tensors if any(re.fullmatch(p, k) for p in _UNUSED)]
         if unused:
             message = f"{weights_file.name} holds {unused[0]} and others, which the official cell embedding leaves out."
-            warnings.warn(message, ScDrugMapWarning, stacklevel=2)
+            warn(message)
         ignored = (*_IGNORED, *_UNUSED)
         load_strict(model.network, _renamed(tensors), ignore=ignored, source=weights_file.name)
         model.network.eval()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from scdrugmap._errors import CheckpointError, InputError, ScDrugMapWarning
+from scdrugmap._errors import CheckpointError, InputError
+from scdrugmap._logging import warn
 from scdrugmap.genes.identifiers import Genes
 from scdrugmap.models.base import Batch, ModelOptions, NetworkModel
 from scdrugmap.models.card import ModelCard
@@ -170,7 +170,7 @@ class UCE(NetworkModel):
         ):
             if affected := sorted(symbols.intersection(names)):
                 more = f"{len(affected)} genes ({', '.join(affected[:3])} ...) have {what}."
-                warnings.warn(more, ScDrugMapWarning, stacklevel=2)
+                warn(more)
         if self.options.dataset_filter and not known.keys().isdisjoint(names):
             names = np.where(names == "", genes.names, names)
             known |= {n: self.genome.n_rows + i for i, n in enumerate(sorted({*map(str, names)} - known.keys() - {""}))}

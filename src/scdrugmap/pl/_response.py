@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from scdrugmap import _anndata
-from scdrugmap._errors import InputError, MissingKeyError, ScDrugMapWarning
+from scdrugmap._errors import InputError, MissingKeyError
 from scdrugmap._keys import KEYS, RESISTANT, SENSITIVE
+from scdrugmap._logging import warn
 from scdrugmap.figures import axes as _axes
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def response(
     >>> import scanpy as sc, scdrugmap as sd
     >>> adata = sd.datasets.simulate(n_cells=200, n_genes=100, rng=0)
     >>> sd.tl.embed(adata, "pca", n_components=2)
-    >>> axes = sd.pl.response(adata, basis="X_pca")
+    >>> axes = sd.pl.response(adata, basis="X_scdrugmap_pca")
     """
     import matplotlib.pyplot as plt
 
@@ -140,7 +140,7 @@ def _draw(ax: Any, points: np.ndarray, values: pd.Series, area: float, *, is_sco
     text = values.astype(str).to_numpy()
     names = sorted(set(text[order]), key=_axes.natural)
     if len(names) > len(_axes.PALETTE) * len(MARKERS):
-        warnings.warn(f"{len(names)} classes in {values.name!r}: some look alike", ScDrugMapWarning, stacklevel=3)
+        warn(f"{len(names)} classes in {values.name!r}: some look alike")
     turns = [divmod(i, len(_axes.PALETTE)) for i in range(len(names))]
     look = {n: (_axes.PALETTE[i], MARKERS[t % len(MARKERS)]) for n, (t, i) in zip(names, turns, strict=True)}
     look |= {RESISTANT: (_axes.RESISTANT, "o"), SENSITIVE: (_axes.SENSITIVE, "o")}

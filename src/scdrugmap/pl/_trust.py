@@ -171,7 +171,7 @@ def prediction_sets(
     known = sets.notna().to_numpy()
     text = sets.astype(str).to_numpy()
     group = np.full(cells.n_obs, "all cells") if groupby is None else (
-        _anndata.obs_column(cells, groupby, "groupby").astype(str).to_numpy()
+        _anndata.obs_text(cells, groupby, "groupby")
     )  # fmt: skip
     names = sorted(set(group[known]), key=_axes.natural)
     if not names:

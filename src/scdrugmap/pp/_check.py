@@ -12,6 +12,7 @@ import pandas as pd
 from scdrugmap import _anndata
 from scdrugmap._errors import InputError
 from scdrugmap._keys import KEYS
+from scdrugmap.embedding.cells import counts_elsewhere
 from scdrugmap.embedding.source import CountSource
 from scdrugmap.evaluation.splits.duplicates import MIN_GENES, content_hash
 from scdrugmap.genes.identifiers import dated, recognise
@@ -76,7 +77,7 @@ def check(
     >>> report.errors[0].slot
     'X'
     """
-    data = _anndata.resolve(adata, mod=mod)
+    data = _anndata.reading(adata, mod=mod)
     if chunk_size < 1:
         raise InputError("chunk_size", chunk_size, "a number of cells of at least 1", "pass chunk_size=4096.")
     findings: list[Finding] = []
@@ -88,10 +89,10 @@ def check(
         findings.append(Finding("error", slot, "no cells" if data.n_obs == 0 else "no genes", "check the filters."))
     else:
         survey = _survey(counts, chunk_size)
-        _check_counts(data, survey, slot, findings, facts)
+        _check_counts(data, survey, slot, layer, findings, facts)
         _check_cells(data, survey, slot, sample_key, study_key, findings, facts)
-        _check_features(data, findings, facts)
-        _check_genes(data, survey, findings, facts)
+        _check_features(data, layer, findings, facts)
+        _check_genes(data, survey, layer, findings, facts)
         labels = check_labels(data, label_key, sample_key, study_key, findings, facts)
         if models is not None:
             _check_models(data, models, layer, findings)
@@ -139,7 +140,9 @@ def _survey(counts: Any, chunk_size: int) -> _Survey:
     return out
 
 
-def _check_counts(data: AnnData, s: _Survey, slot: str, findings: list[Finding], facts: dict[str, Any]) -> None:
+def _check_counts(
+    data: AnnData, s: _Survey, slot: str, layer: str | None, findings: list[Finding], facts: dict[str, Any]
+) -> None:
     """Raw counts are finite, whole and not negative."""
     facts["raw_counts"] = not (s.n_not_finite or s.n_negative or s.n_fractional)
     facts["median_counts_per_cell"] = float(np.median(s.total))
@@ -152,7 +155,7 @@ def _check_counts(data: AnnData, s: _Survey, slot: str, findings: list[Finding],
         )
     if s.n_negative:
         findings.append(
-            Finding("error", slot, f"{s.n_negative:,} negative values (scaled data?)", where_counts_are(data, slot))
+            Finding("error", slot, f"{s.n_negative:,} negative values (scaled data?)", counts_elsewhere(data, layer))
         )
     elif s.n_fractional:
         share = s.n_fractional / s.n_stored
@@ -162,7 +165,7 @@ def _check_counts(data: AnnData, s: _Survey, slot: str, findings: list[Finding],
                 "error",
                 slot,
                 f"{share:.0%} of the stored values are not whole numbers{guess}; models need raw counts",
-                where_counts_are(data, slot),
+                counts_elsewhere(data, layer),
             )
         )
     if facts["raw_counts"]:
@@ -171,26 +174,6 @@ def _check_counts(data: AnnData, s: _Survey, slot: str, findings: list[Finding],
             f"{facts['median_genes_per_cell']:,.0f} genes per cell"
         )
         findings.append(Finding("info", slot, message))
-
-
-def where_counts_are(data: AnnData, slot: str) -> str:
-    """Look for whole numbers in the first cells of the other matrices."""
-    first = slice(0, min(200, data.n_obs))
-
-    def whole(matrix: Any) -> bool:
-        values = CountSource(matrix)[first].data
-        return values.size > 0 and bool(np.isfinite(values).all() and (values >= 0).all() and (values % 1 == 0).all())
-
-    for name, matrix in data.layers.items():
-        if slot != f"layers[{name!r}]" and whole(matrix):
-            return f"pass layer={name!r}, which holds whole numbers."
-    if slot != "X" and data.X is not None and whole(data.X):
-        return "pass layer=None: X holds whole numbers."
-    if slot != "layers['raw']" and data.raw is not None and whole(data.raw.X):
-        if set(data.var_names) < set(data.raw.var_names):
-            return f"use adata.raw.to_adata(), which holds whole numbers for all {data.raw.n_vars:,} genes."
-        return 'pass layer="raw": adata.raw holds whole numbers (or use adata.raw.to_adata()).'
-    return "go back to the raw counts and put them into X or a layer."
 
 
 def _check_cells(
@@ -220,7 +203,7 @@ def _check_cells(
         where = ""
         for key, word in ((study_key, "studies"), (sample_key, "samples")):
             if key in data.obs:
-                group = data.obs[key].astype(str).to_numpy()[copies.index]
+                group = _anndata.as_text(data.obs[key])[copies.index]
                 spread = pd.Series(group).groupby([copies["a"].to_numpy(), copies["b"].to_numpy()]).nunique()
                 if (spread > 1).any():
                     where = f", {int((spread > 1).sum()):,} of them in several {word}"
@@ -236,37 +219,38 @@ def _check_cells(
         )
 
 
-def _check_features(data: AnnData, findings: list[Finding], facts: dict[str, Any]) -> None:
+def _check_features(data: AnnData, layer: str | None, findings: list[Finding], facts: dict[str, Any]) -> None:
     """Columns that are no genes, names that a spreadsheet changed, and a choice of genes that stands for all."""
-    kinds = _anndata.features(data)
+    kinds, names = _anndata.features(data, layer), _anndata.var_of(data, layer).index
     facts["n_no_genes"] = int((kinds != "").sum())
     if facts["n_no_genes"]:
-        listing = _anndata.tally(kinds, data.var_names)
-        if facts["n_no_genes"] == data.n_vars:
+        listing = _anndata.tally(kinds, names)
+        if facts["n_no_genes"] == len(names):
             message, fix = f"no gene among the columns: {listing}", "pass the modality or file with gene expression."
             findings.append(Finding("error", "var", message, fix))
         else:
             message = f"{facts['n_no_genes']:,} columns are no genes and are left out by all tools: {listing}"
-            names = "adata = adata[:, adata.var['feature_types'] == 'Gene Expression'].copy()"
-            fix = f"drop them: {names}." if "feature_types" in data.var else "drop them from adata."
+            line = "adata = adata[:, adata.var['feature_types'] == 'Gene Expression'].copy()"
+            fix = f"drop them: {line}." if "feature_types" in data.var else "drop them from adata."
             findings.append(Finding("warning", "var", message, fix))
-    dates = np.asarray(data.var_names)[dated(data.var_names) != ""]
+    dates = np.asarray(names)[dated(names) != ""]
     if len(dates):
         message = f"{len(dates):,} gene names are dates, as a spreadsheet makes them ({', '.join(map(str, dates[:3]))})"
         findings.append(Finding("warning", "var_names", message, "sd.pp.harmonize_genes(adata), or the original file."))
-    full = 0 if data.raw is None else data.raw.n_vars
+    full = 0 if data.raw is None or _anndata.is_raw(data, layer) else data.raw.n_vars
     chosen = "highly_variable" in data.var and bool(data.var["highly_variable"].astype(bool).all())
     if chosen or full > data.n_vars:
         message = f"{data.n_vars:,} genes, a choice" + (f" of the {full:,} in adata.raw" if full > data.n_vars else "")
         fix = "models want all genes: " + (
-            "adata.raw.to_adata()." if full > data.n_vars else "go back to the full matrix."
+            "pass layer='raw', or adata.raw.to_adata()." if full > data.n_vars else "go back to the full matrix."
         )
         findings.append(Finding("warning", "var", message, fix))
 
 
-def _check_genes(data: AnnData, s: _Survey, findings: list[Finding], facts: dict[str, Any]) -> None:
+def _check_genes(data: AnnData, s: _Survey, layer: str | None, findings: list[Finding], facts: dict[str, Any]) -> None:
     """Identifiers, species, duplicates, genes that no cell has."""
-    ids = _anndata.gene_ids(data)
+    ids = _anndata.gene_ids(data, layer)
+    names = pd.Index(ids.names)
     found = recognise(ids.names)
     n_symbols, n_ensembl = int((ids.symbols != "").sum()), int((ids.ensembl != "").sum())
     facts |= {"identifiers": found.kind, "species": found.species, "n_symbols": n_symbols, "n_ensembl_ids": n_ensembl}
@@ -284,7 +268,7 @@ def _check_genes(data: AnnData, s: _Survey, findings: list[Finding], facts: dict
         findings.append(
             Finding("info", "var_names", f"{kind}{species} ({some}); {n_symbols:,} symbols, {n_ensembl:,} Ensembl ids")
         )
-        if n_symbols < 0.5 * data.n_vars or n_ensembl < 0.5 * data.n_vars:
+        if n_symbols < 0.5 * len(names) or n_ensembl < 0.5 * len(names):
             lacking = "symbols" if n_symbols < n_ensembl else "Ensembl ids"
             findings.append(Finding("info", "var", f"most genes have no {lacking}, which some models need", fix))
     if found.species not in ("human", "unknown") and found.species_share > 0.5:
@@ -296,8 +280,8 @@ def _check_genes(data: AnnData, s: _Survey, findings: list[Finding], facts: dict
                 "map to orthologues first.",
             )
         )
-    if not data.var_names.is_unique:
-        n = int(data.var_names.duplicated().sum())
+    if not names.is_unique:
+        n = int(names.duplicated().sum())
         findings.append(
             Finding(
                 "error", "var_names", f"{n:,} names are repeated", "sd.pp.harmonize_genes(adata), which adds them up."

@@ -144,7 +144,7 @@ class _Part:
     opened: bool
     ids: Genes
     names: pd.Index
-    slot: str
+    layer: str | None
     whole: bool = True
 
 
@@ -194,8 +194,7 @@ def _open(name: str, data: Any, layer: str | None, mod: str) -> _Part:
             "unique gene names",
             "call sd.pp.harmonize_genes on it first, which adds them up.",
         )
-    slot = "X" if layer is None else f"layers[{layer!r}]"
-    return _Part(name, adata, _anndata.counts(adata, layer), opened, ids, names, slot)
+    return _Part(name, adata, _anndata.counts(adata, layer), opened, ids, names, layer)
 
 
 def _match_versions(parts: list[_Part]) -> int:
@@ -222,12 +221,12 @@ def _without_version(names: pd.Index) -> pd.Index:
 
 def _check_values(parts: list[_Part]) -> None:
     """Refuse counts beside values that are none: the object would be half of each."""
-    from scdrugmap.pp._check import where_counts_are
+    from scdrugmap.embedding.cells import counts_elsewhere
 
     wrong = [part for part in parts if not part.whole]
     if not wrong:
         return
-    hints = "; ".join(f"{part.name}: {where_counts_are(part.adata, part.slot)}" for part in wrong[:5])
+    hints = "; ".join(f"{part.name}: {counts_elsewhere(part.adata, part.layer)}" for part in wrong[:5])
     names = ", ".join(part.name for part in wrong)
     if len(wrong) < len(parts):
         raise InputError(

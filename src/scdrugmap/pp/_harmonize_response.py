@@ -82,7 +82,7 @@ def harmonize_response(
     >>> adata.obs["response"].tolist()
     ['resistant', 'sensitive', 'resistant']
     """
-    source = _anndata.resolve(adata, mod=mod)
+    source = _anndata.reading(adata, mod=mod)
     _anndata.refuse_empty(source)
     values = _anndata.obs_column(source, column, "column")
     if mapping is not None and not isinstance(mapping, Mapping):

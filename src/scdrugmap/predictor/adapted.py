@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +10,8 @@ import numpy as np
 
 from scdrugmap import _anndata
 from scdrugmap._cohort import Cohort, both_classes
-from scdrugmap._errors import InputError, ScDrugMapWarning
+from scdrugmap._errors import InputError
+from scdrugmap._logging import warn
 from scdrugmap.embedding.cells import read_cells
 from scdrugmap.heads.crossfit import grouped_folds, margins
 from scdrugmap.lora.adapters import LoRAOptions
@@ -91,11 +91,9 @@ def _tokenised(adata: Any, cohort: Cohort, representation: NetworkRepresentation
     tokens = tokenise(network, cells.source, cells.genes, rows)
     usable = np.flatnonzero(tokens.usable)
     if len(usable) < len(rows):
-        warnings.warn(
+        warn(
             f"{len(rows) - len(usable)} of {len(rows)} labelled cells hold no gene that {network.card.name} knows and "
-            "are not trained on.",
-            ScDrugMapWarning,
-            stacklevel=4,
+            "are not trained on."
         )
         tokens = replace(tokens, tokens=tokens.tokens.take(usable), costs=tokens.costs[usable])
         rows = rows[usable]
@@ -138,7 +136,8 @@ def _with_trust(
         X = representation.features(main, plan.mod, plan.engine, rows=cells.rows[part])
     held, taught = cohort.take(apart), np.isin(part, fit_rows)
     why = "adapters learnt from all groups: calibrate= or conformal= hold some out"
-    folds, y = [], held.y.astype(np.int64)
+    folds: list[Any] = []
+    y = held.y.astype(np.int64)
     if trust.held_out:
         margin = margins(head, X[np.isin(part, apart)])
         summary["held_out"] = {"cells": len(apart), **held_out_metrics(margin, held.y)}

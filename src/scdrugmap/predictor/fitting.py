@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,8 +13,9 @@ import pandas as pd
 from scdrugmap import _anndata
 from scdrugmap._cohort import Cohort, both_classes
 from scdrugmap._device import Engine
-from scdrugmap._errors import InputError, ScDrugMapWarning
+from scdrugmap._errors import InputError
 from scdrugmap._keys import KEYS
+from scdrugmap._logging import warn
 from scdrugmap.heads.adapt import Adaptation
 from scdrugmap.predictor.query import learn_reference
 from scdrugmap.predictor.representation import (
@@ -123,7 +123,7 @@ def fit_frozen(data: Any, cohort: Cohort, plan: Plan) -> Fitted:
         X = representation.features(data, plan.mod, plan.engine, rows=rows)
         _refuse_missing(X, representation.label)
     else:
-        main = _anndata.resolve(data, mod=plan.mod)
+        main = _anndata.reading(data, mod=plan.mod)
         representation = plan.open(main)
         if isinstance(representation, FittedRepresentation):
             refit = Refit(main, representation, rows, context=plan.context)
@@ -134,11 +134,7 @@ def fit_frozen(data: Any, cohort: Cohort, plan: Plan) -> Fitted:
             X = representation.features(data, plan.mod, plan.engine, rows=rows)
     usable = ~np.isnan(X).any(axis=1)
     if not usable.all():
-        warnings.warn(
-            f"{int((~usable).sum())} of {len(usable)} labelled cells have no embedding and are not trained on.",
-            ScDrugMapWarning,
-            stacklevel=3,
-        )
+        warn(f"{int((~usable).sum())} of {len(usable)} labelled cells have no embedding and are not trained on.")
     used, places = known.take(usable), np.flatnonzero(usable)
     both_classes(used.y)
     adaptation, X_used = _adapted(X[usable], used.study, plan.adapt)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from scdrugmap._errors import InputError, MissingKeyError, ScDrugMapWarning
+from scdrugmap._errors import InputError, MissingKeyError
 from scdrugmap._keys import KEYS
+from scdrugmap._logging import warn
+from scdrugmap.embedding.source import CountSource
+from scdrugmap.genes.identifiers import Genes
+from scdrugmap.models.kit.values import whole
 
 #: Share of the training genes below which a query is likely not what the predictor was made for.
 LOW_COVERAGE = 0.5
+#: Most values of a column that the summary of the training data lists.
+LISTED = 50
 #: What the record of a baseline says that was fitted on the object that holds it.
 HERE = "all cells of this object"
 _NOT_OPTIONS = ("context", "groups", "layer", "checkpoint")
@@ -57,12 +62,87 @@ def check_coverage(known: Sequence[str], found: Any, what: str) -> None:
             "call sd.pp.harmonize_genes(adata), or check species and identifiers.",
         )
     if share < LOW_COVERAGE:
-        warnings.warn(
+        warn(
             f"the query has {share:.0%} of the {len(known)} genes that the predictor ({what}) was trained on; "
-            "absent genes count as not expressed.",
-            ScDrugMapWarning,
-            stacklevel=4,
+            "absent genes count as not expressed."
         )
+
+
+def in_words_of(known: Sequence[str], genes: Genes) -> Genes:
+    """Return the query's genes with symbols and Ensembl ids that the packaged table adds, where none is known as it is.
+
+    Parameters
+    ----------
+    known
+        Genes that the predictor was trained on.
+    genes
+        Those of the query.
+    """
+    from scdrugmap.genes.mapping import resolve_genes
+    from scdrugmap.genes.table import read_table
+    from scdrugmap.models.kit.expression import identifiers
+
+    if not len(known) or np.isin(identifiers(genes, np.asarray(known)).astype(str), known).any():
+        return genes
+    found = resolve_genes(genes, read_table())
+    return Genes(
+        genes.names,
+        np.where(genes.symbols == "", found.symbol, genes.symbols),
+        np.where(genes.ensembl == "", found.ensembl, genes.ensembl),
+    )
+
+
+def layer_of(adata: Any, asked: str | None, trained: str | None) -> str | None:
+    """Return the layer with the query's raw counts: the one asked for, that of the training, or ``X`` if it holds counts.
+
+    Parameters
+    ----------
+    adata
+        The query.
+    asked
+        ``layer`` of the call.
+    trained
+        Layer that the predictor was trained on.
+
+    Raises
+    ------
+    MissingKeyError
+        If the query has neither that layer nor counts in ``X``.
+    """
+    if asked is not None or trained is None or trained in adata.layers:
+        return asked or trained
+    known = ", ".join(map(repr, adata.layers)) or "none"
+    fix = "pass layer=<where its raw counts are>."
+    if adata.X is None or not whole(CountSource(adata.X)[slice(0, 2048)].data):
+        found = f"{trained!r}, which the predictor was trained on, and no raw counts in X"
+        raise MissingKeyError("layer", found, f"one of the layers ({known})", fix)
+    warn(f"the query has no layer {trained!r}, which the predictor was trained on: the raw counts in X are used.")
+    return None
+
+
+def compare_columns(trained: Mapping[str, Sequence[str]], obs: Any) -> None:
+    """Warn where drug, tissue or cancer type of the query are none that the predictor has seen.
+
+    Parameters
+    ----------
+    trained
+        Values of each column at training, as its summary lists them.
+    obs
+        ``obs`` of the query.
+    """
+    said = []
+    for column in (KEYS.drug, KEYS.tissue, KEYS.cancer_type):
+        seen = trained.get(column, [])
+        if column not in obs or not seen or len(seen) >= LISTED:
+            continue
+        values = obs[column].dropna().astype(str)
+        other = values[~values.str.strip().str.lower().isin([str(v).strip().lower() for v in seen])]
+        if len(other):
+            names = ", ".join(map(repr, other.value_counts().index[:5]))
+            known = ", ".join(map(repr, seen[:5])) + " ..." * (len(seen) > 5)
+            said.append(f"{len(other)} of {len(obs)} cells are of {column} {names}, not {known}")
+    if said:
+        warn(f"the predictor was not trained for these cells: {'; '.join(said)}. What it learnt may not hold for them.")
 
 
 def read_obsm(adata: Any, key: str) -> np.ndarray:
@@ -105,12 +185,10 @@ def same_origin(part: Part, found: dict[str, Any], own: bool) -> None:
                 f"embed the query with {part.origin.get('model', 'the model of the training data')}.",
             )
     if HERE in (part.origin.get("fitted_on"), found.get("fitted_on")) and not own:
-        warnings.warn(
+        warn(
             f"{part.key} is a baseline that was fitted on the cells of its own object: training and query are on the "
             f"same axes only if both came from one call. sd.tl.train(adata, model={part.origin.get('model')!r}) fits "
-            "it on the training cells and applies it to the query.",
-            ScDrugMapWarning,
-            stacklevel=5,
+            "it on the training cells and applies it to the query."
         )
 
 

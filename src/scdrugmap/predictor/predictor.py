@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,8 @@ from scdrugmap._errors import CheckpointError, InputError, InputTypeError, ScDru
 from scdrugmap._keys import CLASSES, KEYS
 from scdrugmap.heads.adapt import Adaptation
 from scdrugmap.heads.crossfit import margins
-from scdrugmap.heads.mlp import MLPHead
+from scdrugmap.heads.make import head_on
+from scdrugmap.predictor.origin import compare_columns
 from scdrugmap.predictor.query import judge_query
 from scdrugmap.predictor.representation import (
     FittedRepresentation,
@@ -53,7 +53,7 @@ _EXTRAS: Mapping[str, Any] = {
 }  # fmt: skip
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class ResponsePredictor:
     """Predicts drug response of cells; made by :func:`scdrugmap.tl.train`, read by :func:`load_predictor`.
 
@@ -99,6 +99,24 @@ class ResponsePredictor:
     shift: ShiftReference | None = None
     adaptation: Adaptation | None = None
 
+    def __repr__(self) -> str:
+        t = self.training
+        cells = f"{t.get('n_cells', 0):,} cells ({t.get('n_resistant', 0):,} resistant, {t.get('n_sensitive', 0):,} sensitive)"
+        rows = {
+            "head": t.get("head", type(self.head).__name__),
+            "trained on": cells + (f" of {t['n_groups']} groups ({t['groups']})" if t.get("groups") else ""),
+            **{
+                name: ", ".join(values[:5]) + " ..." * (len(values) > 5)
+                for name, values in t.get("columns", {}).items()
+            },
+            "calibration": self.calibration and self.calibration.method,
+            "prediction sets": self.conformal and f"coverage {self.conformal.coverage:g}",
+            "out of domain": self.ood and f"{self.ood.n_neighbors} neighbours",
+        }
+        lines = [f"ResponsePredictor on {self.representation.label}"]
+        lines += [f"  {name:<16} {value or 'no'}" for name, value in rows.items()]
+        return "\n".join([*lines, "  .card says more; .predict(adata), .save(folder)"])
+
     def features(
         self,
         adata: AnnData | MuData,
@@ -127,12 +145,17 @@ class ResponsePredictor:
         -------
         Array (cells, d) float32; a row of NaN for a cell that cannot be embedded.
         """
-        _anndata.refuse_empty(_anndata.resolve(adata, mod=mod))
+        _anndata.refuse_empty(_anndata.reading(adata, mod=mod))
         engine = Engine(device, precision, batch_size, progress)
         X = self.representation.features(adata, mod, engine, layer=layer)
+        if np.isnan(X).any(axis=1).all():
+            raise InputError(
+                "adata", f"no count of a gene that {self.representation.label} knows in any of {len(X)} cells",
+                "cells with counts", "check that layer= (or X) holds the raw counts.",
+            )  # fmt: skip
         if self.adaptation is None:
             return X
-        obs, key = _anndata.resolve(adata, mod=mod).obs, self.training.get("study_key", KEYS.study)
+        obs, key = _anndata.reading(adata, mod=mod).obs, self.training.get("study_key", KEYS.study)
         study = obs[key].astype(str).to_numpy() if key in obs else np.full(len(obs), "query")
         return self.adaptation(X, study)
 
@@ -224,16 +247,18 @@ class ResponsePredictor:
         Raises
         ------
         InputError
-            If the query has none of the genes, another model's embedding, or an embedding of another width.
+            If the query has no count, none of the genes, another model's embedding, or one of another width.
         """
-        category = self._category(_anndata.resolve(adata, mod=mod))
+        main = _anndata.reading(adata, mod=mod)
+        category = self._category(main)
         X = features
         if X is None:
             engine: dict[str, Any] = {"batch_size": batch_size, "device": device, "precision": precision}
             X = self.features(adata, mod=mod, layer=layer, progress=progress, **engine)
         placed = replace(self, head=head_on(self.head, device))
         out = placed.predict_features(X, category=category, coverage=coverage)
-        out.index = _anndata.resolve(adata, mod=mod).obs_names.copy()
+        out.index = main.obs_names.copy()
+        compare_columns(self.training.get("columns", {}), main.obs)
         return out
 
     def judge(
@@ -426,13 +451,6 @@ class ResponsePredictor:
             return None
         column = _anndata.obs_column(adata, self.conformal_by or "", "conformal_by")
         return column.astype(str).to_numpy()
-
-
-def head_on(head: Any, device: str | None) -> Any:
-    """Return a perceptron that computes on ``device``; the one that was passed stays, and so does any other head."""
-    if device is None or not isinstance(head, MLPHead):
-        return head
-    return copy.copy(head).set_params(device=device)
 
 
 def load_predictor(path: str | Path, *, checkpoint: str | Path | None = None, model: Any = None) -> ResponsePredictor:

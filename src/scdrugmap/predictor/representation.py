@@ -14,7 +14,12 @@ import numpy as np
 from scdrugmap import _anndata
 from scdrugmap._device import Engine
 from scdrugmap._errors import CheckpointError, InputError, InputTypeError
-from scdrugmap.predictor.origin import Part, check_coverage, origin_of, read_obsm, same_origin
+from scdrugmap.predictor.origin import Part, check_coverage, in_words_of, layer_of, origin_of, read_obsm, same_origin
+
+_MOVED = (
+    "Where the checkpoint of the training lies elsewhere: load_predictor(path, checkpoint=<folder>), or checkpoint= of "
+    "predict_response (scdrugmap predict --checkpoint)."
+)
 
 
 class Representation(ABC):
@@ -210,7 +215,11 @@ class NetworkRepresentation(Representation):
             from scdrugmap.models import registry
 
             options = {**self.options, **({"recipe": self.recipe} if self.recipe else {})}
-            self.model = self.verified(registry.load(self.name, self.checkpoint, **options))
+            try:
+                loaded = registry.load(self.name, self.checkpoint, **options)
+            except CheckpointError as error:
+                raise CheckpointError(error.argument, error.found, error.expected, f"{error.fix} {_MOVED}") from error
+            self.model = self.verified(loaded)
         return self.model
 
     def verified(self, model: Any) -> Any:
@@ -221,7 +230,7 @@ class NetworkRepresentation(Representation):
                 "checkpoint",
                 f"other contents than at training in {', '.join(wrong)} of {self.name} ({self.checkpoint or 'default'})",
                 "the checkpoint whose SHA-256 the predictor names",
-                "pass load_predictor(path, checkpoint=<folder of the checkpoint it was trained on>).",
+                _MOVED,
             )
         return model
 
@@ -232,8 +241,9 @@ class NetworkRepresentation(Representation):
         from scdrugmap.embedding.cells import read_cells
         from scdrugmap.embedding.embed import embed_cells
 
-        model, adata = self.load(), _anndata.resolve(data, mod=mod)
-        cells = read_cells(adata, model, layer=layer or self.layer, context=self.context, reuse=not self.adapted)
+        model, adata = self.load(), _anndata.reading(data, mod=mod)
+        layer = layer_of(adata, layer, self.layer)
+        cells = read_cells(adata, model, layer=layer, context=self.context, reuse=not self.adapted)
         found = model.align(cells.genes).genes
         check_coverage(self.genes, found, self.label)
         values = embed_cells(model, cells, engine, rows=rows).values
@@ -289,9 +299,11 @@ class FittedRepresentation(Representation):
         from scdrugmap.embedding.embed import embed_cells
         from scdrugmap.models.kit.expression import identifiers
 
-        cells = read_cells(_anndata.resolve(data, mod=mod), self.model, layer=layer or self.layer)
+        adata = _anndata.reading(data, mod=mod)
+        cells = read_cells(adata, self.model, layer=layer_of(adata, layer, self.layer))
+        cells = replace(cells, genes=in_words_of(self.genes, cells.genes))
         if self.genes:
-            check_coverage(self.genes, identifiers(cells.genes), self.label)
+            check_coverage(self.genes, identifiers(cells.genes, np.asarray(self.genes)), self.label)
         return embed_cells(self.model, cells, engine, rows=rows).values
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -351,7 +363,7 @@ def open_representation(
     from scdrugmap.models.base import FittedModel
 
     _anndata.refuse_empty(adata, genes=True)
-    genes = _anndata.gene_ids(adata)
+    genes = _anndata.gene_ids(adata, layer)
     opened = open_model(model, genes, checkpoint=checkpoint, options=options, seed=engine.seed)
     _anndata.counts(adata, layer)
     if isinstance(opened.model, FittedModel):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from scdrugmap._errors import InputError, OfflineError, ScDrugMapWarning
-from scdrugmap._logging import get_logger, progress
+from scdrugmap._errors import InputError, OfflineError
+from scdrugmap._logging import get_logger, progress, warn
 from scdrugmap.prompting.asking import ANSWERED, NO_GENES, Asker, Cell, known_reply
 from scdrugmap.prompting.cache import ResponseCache
 from scdrugmap.prompting.cache import folder as cache_folder
@@ -284,11 +283,9 @@ def _consent(
         if allow_remote is False:
             raise InputError("allow_remote", False, "a local base_url", "use a local endpoint, or allow_remote=True.")
         if allow_remote is None:
-            warnings.warn(
+            warn(
                 f"Gene names and context of the cells leave this machine. {estimate} Pass allow_remote=True to say that"
-                " this is known.",
-                ScDrugMapWarning,
-                stacklevel=2,
+                " this is known."
             )
     if confirm is not None and not confirm(estimate):
         raise InputError("confirm", "no consent", "True", "nothing was sent; confirm the estimate to go on.")
@@ -343,4 +340,4 @@ def _warn(result: PromptResult, plan: Plan) -> None:
     if len(result.log["fingerprints"]) > 1:
         notes.append(f"The server changed during the run: fingerprints {', '.join(result.log['fingerprints'])}.")
     for note in notes:
-        warnings.warn(note, ScDrugMapWarning, stacklevel=3)
+        warn(note)

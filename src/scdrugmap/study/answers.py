@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from scdrugmap.study.missing import Missing
 
 #: Labelled cells of other series that examples are drawn from.
 POOL = 400
+#: Label of the prompt as the paper has it: ten genes, ten cells, the accession.
+PUBLISHED_PROMPT = "published prompt"
 
 
 class Answers:
@@ -63,26 +66,48 @@ def ask(spec: ReproduceSpec, chosen: Chosen, cells: ad.AnnData, missing: Missing
     out: dict[str, Answers] = {}
     spent = sum(pd.read_parquet(f)["cost"].iloc[0] for f in sorted((spec.store / "answers").rglob("*.parquet")))
     for card in chosen.prompted:
-        for shots in spec.prompt_shots:
+        for variant in variants(spec):
             scores = np.full(cells.n_obs, np.nan)
             for key in pd.unique(cells.obs["dataset"]):
                 rows = _asked(spec, cells, key)
-                target = spec.store / "answers" / str(key) / f"{card.key}-{shots}.parquet"
-                with missing.leaves_the_rest(f"{card.name} ({_name(shots)}) on {key}"):
+                target = spec.store / "answers" / str(key) / f"{card.key}-{variant.key}.parquet"
+                with missing.leaves_the_rest(f"{card.name} ({variant.label}) on {key}"):
                     if not target.exists():
                         left = None if spec.budget is None else spec.budget - spent
-                        found = _ask(spec, card, cells, rows, shots, left)
+                        found = _ask(spec, card, cells, rows, variant, left)
                         spent += found["cost"].iloc[0]
                         _keep(found, target)
                     frame = pd.read_parquet(target).set_index("cell")["score"]
                     scores[rows] = frame.reindex(cells.obs_names[rows]).to_numpy(dtype=float)
             if np.isfinite(scores).any():
-                out[f"{card.name} ({_name(shots)})"] = Answers(scores)
+                out[f"{card.name} ({variant.label})"] = Answers(scores)
+            else:
+                missing.note(f"{card.name} ({variant.label})", "no cell was answered")
     return out
 
 
-def _name(shots: int) -> str:
-    return "zero-shot" if shots == 0 else f"{shots}-shot"
+@dataclass(frozen=True)
+class Variant:
+    """One way of asking: the prompt of the paper, or this package's with and without examples."""
+
+    label: str
+    key: str
+    shots: int = 0
+    published: bool = False
+
+
+def variants(spec: ReproduceSpec) -> list[Variant]:
+    """List the ways of asking of a run; the prompt of the paper holds no examples.
+
+    Parameters
+    ----------
+    spec
+        The run.
+    """
+    own = [Variant("zero-shot" if n == 0 else f"{n}-shot", f"{n}-shot", n) for n in spec.prompt_shots]
+    if 0 not in spec.prompt_shots or "template" in (spec.prompt_options or {}):
+        return own
+    return [Variant(PUBLISHED_PROMPT, "published", published=True), *own]
 
 
 def _asked(spec: ReproduceSpec, cells: ad.AnnData, key: Any) -> np.ndarray:
@@ -95,7 +120,7 @@ def _asked(spec: ReproduceSpec, cells: ad.AnnData, key: Any) -> np.ndarray:
 
 
 def _ask(
-    spec: ReproduceSpec, card: Any, cells: ad.AnnData, rows: np.ndarray, shots: int, left: float | None
+    spec: ReproduceSpec, card: Any, cells: ad.AnnData, rows: np.ndarray, variant: Variant, left: float | None
 ) -> pd.DataFrame:
     """One study; examples come from other series, so that no cell of the study is shown."""
     query = cells[rows].copy()
@@ -103,7 +128,9 @@ def _ask(
     options: dict[str, Any] = {"allow_remote": True} | dict(spec.prompt_options or {})
     if spec.prices is not None:
         options |= {"prices": tuple(spec.prices)} | ({} if left is None else {"max_cost": max(left, 0.0)})
-    if shots:
+    if variant.published:
+        options |= {"template": "scdrugmap", "source_key": KEYS.study, "show_accession": True}
+    if variant.shots:
         series = query.obs[KEYS.study].iloc[0]
         others = np.flatnonzero((cells.obs[KEYS.study] != series).to_numpy())
         if not len(others):
@@ -111,7 +138,7 @@ def _ask(
         drawn = np.random.default_rng(spec.seed).permutation(others)[:POOL]
         options |= {"reference": cells[np.sort(drawn)].copy(), "label_key": KEYS.response}
     tl.predict_response(
-        query, model=card.name, strategy="prompt", n_shots=shots, key_added="asked", rng=spec.seed, progress=False,
+        query, model=card.name, strategy="prompt", n_shots=variant.shots, key_added="asked", rng=spec.seed, progress=False,
         **options,
     )  # fmt: skip
     score = query.obs["asked" + KEYS.score].to_numpy(dtype=float)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 
@@ -252,7 +253,7 @@ def digests(spec: ReproduceSpec, studies: Mapping[str, Path], checkpoints: Mappi
     records = ledger.read()
     out: dict[str, Any] = {"scdrugmap": __version__, "studies": {}, "checkpoints": {}}
     for key, file in studies.items():
-        with ad.read_h5ad(file, backed="r").file as handle:
+        with h5py.File(file, "r") as handle:
             provenance = dict(handle["uns"][KEYS.provenance]) if KEYS.provenance in handle["uns"] else {}
             value = provenance["sha256"][()] if "sha256" in provenance else b""
         text = value.decode() if isinstance(value, bytes) else str(value)

@@ -80,7 +80,7 @@ def choose(spec: ReproduceSpec) -> Chosen:
         table = table[~later].copy()
     table["entry"] = [_entry(row, spec.source) for _, row in table.iterrows()]
     kinds = {kind: [c for c in cards if c.kind == kind] for kind in ("network", "fitted", "prompt")}
-    return Chosen(table, kinds["network"], kinds["fitted"], kinds["prompt"], collections)
+    return Chosen(table, kinds["network"], kinds["fitted"], kinds["prompt"], [str(c) for c in collections])
 
 
 def _members(name: str, table: pd.DataFrame) -> list[str]:

@@ -122,7 +122,12 @@ def run_job(
         return tl.benchmark(cells, models=models, **common) if models else None
     common["baselines"] = ["all_sensitive"]
     if job.strategy == "prompt":
-        return tl.benchmark(cells, models=dict(answers), **common) if answers else None
+        if not answers:
+            return None
+        # The coverage table tells how many are not answered; those say nothing about right and wrong.
+        rows = np.flatnonzero(np.all([np.isfinite(a.scores) for a in answers.values()], axis=0))
+        kept = {name: Answers(a.scores[rows]) for name, a in answers.items()}
+        return tl.benchmark(cells[rows].copy(), models=kept, **common)
     if job.model not in checkpoints:
         return None
     options: dict[str, Any] = {"checkpoint": checkpoints[job.model]}
@@ -170,8 +175,9 @@ def few_shot(spec: ReproduceSpec, chosen: Chosen, cells: ad.AnnData, missing: Mi
 
 def _curve(spec: ReproduceSpec, cells: ad.AnnData, rows: np.ndarray, key: str, target: str, file: Path) -> None:
     """Write one curve; where it cannot be drawn, one row with the reason."""
-    part = ad.AnnData(obs=cells.obs.iloc[rows].copy(), obsm={key: cells.obsm[key][rows]})
-    part.X = np.ones((len(rows), 1), np.float32)
+    part = ad.AnnData(
+        X=np.ones((len(rows), 1), np.float32), obs=cells.obs.iloc[rows].copy(), obsm={key: cells.obsm[key][rows]}
+    )
     try:
         table = tl.few_shot_curve(
             part, use_rep=key, target=target, shots=spec.shots, n_repeats=REPEATS, head="logistic", rng=spec.seed,

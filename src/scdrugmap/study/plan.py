@@ -14,6 +14,7 @@ from scdrugmap._errors import ScDrugMapError
 from scdrugmap._logging import get_logger
 from scdrugmap.download.catalog import Entry, licence_line
 from scdrugmap.spec import ReproduceSpec
+from scdrugmap.study.answers import variants
 from scdrugmap.study.chosen import Chosen, choose, short_list
 
 #: Seconds that may go into measuring; models that are left are estimated from those that were measured.
@@ -134,7 +135,7 @@ def make_plan(spec: ReproduceSpec) -> Plan:
     accept = {}
     for kind, table in (("datasets", studies), ("checkpoints", checkpoints)):
         for key in table.loc[table["to_fetch"] & (table["accept"] != ""), "entry"] if len(table) else ():
-            accept[key] = licence_line(download.entries(kind)[key])  # type: ignore[index]
+            accept[key] = licence_line(download.entries(kind)[key])
     hours = _hours(spec, chosen, cells) if cells and len(chosen.networks) else pd.DataFrame(columns=HOURS)
     return Plan(spec, studies, checkpoints, accept, hours, _prompts(spec, chosen, studies))
 
@@ -262,10 +263,11 @@ def _prompts(spec: ReproduceSpec, chosen: Chosen, studies: pd.DataFrame) -> dict
     if "prompt" not in spec.strategy or not chosen.prompted or not len(studies):
         return {"cells": 0, "tokens_in": 0, "tokens_out": 0, "cost": 0.0}
     cells = studies["n_cells"].clip(upper=spec.prompt_cells or np.inf).sum() * len(chosen.prompted)
-    n_in = sum(cells * (TOKENS_IN + shots * 2 * SHOT_TOKENS / 10) for shots in spec.prompt_shots)
-    n_out = cells * TOKENS_OUT * len(spec.prompt_shots)
+    ways = variants(spec)
+    n_in = sum(cells * (TOKENS_IN + way.shots * 2 * SHOT_TOKENS / 10) for way in ways)
+    n_out = cells * TOKENS_OUT * len(ways)
     cost = None if spec.prices is None else float(n_in * spec.prices[0] + n_out * spec.prices[1]) / 1e6
-    asked = int(cells * len(spec.prompt_shots))
+    asked = int(cells * len(ways))
     return {"cells": asked, "tokens_in": int(n_in), "tokens_out": int(n_out), "cost": cost}
 
 

@@ -9,13 +9,26 @@ import pandas as pd
 
 from scdrugmap.datasets import published_scores
 from scdrugmap.evaluation.result.result import BenchmarkResult
+from scdrugmap.study.answers import PUBLISHED_PROMPT
 from scdrugmap.study.grids import Job
 
 #: Metrics of the tables.
 METRICS = ("f1", "auroc", "accuracy", "precision", "recall", "f1_macro", "mcc", "auprc", "balanced_accuracy")
 #: Heading of the numbers of the paper: nobody here has computed them.
 REPORTED = "published_as_reported_not_reproduced"
-PLACE = ["collection", "preset", "setting", "split", "strategy", "by", "category", "model", "head", "metric"]
+PLACE = [
+    "collection",
+    "preset",
+    "job_strategy",
+    "setting",
+    "split",
+    "strategy",
+    "by",
+    "category",
+    "model",
+    "head",
+    "metric",
+]
 COLUMNS = [
     *PLACE, "value", "ci_low", "ci_high", "mean_folds", "sd_folds", "sem_folds", "n_folds", "n_groups",
     "all_sensitive", REPORTED, "published_source", "published_note", "reason", "note",
@@ -36,7 +49,7 @@ def scores(results: Mapping[Job, BenchmarkResult]) -> pd.DataFrame:
         rows = result.summary(metrics=known)
         prompted = rows["strategy"].eq("custom") & (job.strategy == "prompt")
         rows["strategy"] = rows["strategy"].mask(prompted, "prompt")
-        parts.append(rows.assign(collection=job.collection, preset=job.preset))
+        parts.append(rows.assign(collection=job.collection, preset=job.preset, job_strategy=job.strategy))
     if not parts:
         return pd.DataFrame(columns=COLUMNS)
     table = pd.concat(parts, ignore_index=True)
@@ -56,8 +69,9 @@ def beside_published(table: pd.DataFrame) -> pd.DataFrame:
     keys = ["collection", "setting", "strategy", "by", "category", "model", "metric"]
     facts = facts[facts["figure"] != "7"].drop_duplicates(keys)
     facts = facts.rename(columns={"value": REPORTED, "source": "published_source", "note": "published_note"})
-    # The paper's prompts hold no examples.
-    table = table.assign(asked=table["model"], model=table["model"].str.replace(" (zero-shot)", "", regex=False))
+    table = table.assign(
+        asked=table["model"], model=table["model"].str.replace(f" ({PUBLISHED_PROMPT})", "", regex=False)
+    )
     out = table.merge(facts.drop(columns="figure"), on=keys, how="left")
     out["model"] = out.pop("asked")
     return out.fillna({"published_source": "", "published_note": ""})
@@ -90,7 +104,7 @@ def figure_table(table: pd.DataFrame, figure: str) -> pd.DataFrame:
     figure
         ``"2"``, ``"3"``, ``"5"`` or ``"6"``.
     """
-    prompted = table["strategy"].eq("prompt") | table["model"].str.contains("-shot)", regex=False)
+    prompted = table["job_strategy"].eq("prompt")
     primary = table["collection"].eq("primary")
     rows = {
         "2": primary & table["setting"].eq("pooled") & ~prompted,

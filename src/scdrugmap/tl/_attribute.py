@@ -129,7 +129,7 @@ def attribute(
     trained, seed = load_any(predictor), seed_of(rng)
     samples = np.full(cells.n_obs, "all")
     if by in cells.obs or by != KEYS.sample:
-        samples = _anndata.obs_column(cells, by, "by").astype(str).to_numpy()
+        samples = _anndata.obs_text(cells, by, "by")
     explainer, named = open_explainer(cells, trained, method, n_steps, baseline, seed, layer=layer, device=device)
     rows = chosen_cells(samples, max_cells_per_sample, np.random.default_rng(seed))
     codes, names = pd.factorize(samples, sort=True)
@@ -179,13 +179,13 @@ def open_explainer(
     from scdrugmap._cohort import encode
     from scdrugmap.embedding.source import CountSource
     from scdrugmap.interpret.attribution import Explainer, reference_of
+    from scdrugmap.interpret.pseudobulk import check_counts
     from scdrugmap.interpret.scoring import Scorer
-    from scdrugmap.models.kit.values import check_values
     from scdrugmap.predictor.representation import NetworkRepresentation
 
     scorer = Scorer(trained, adata, layer=layer, device=device)
     source = CountSource(scorer.counts)
-    check_values(source[: min(256, adata.n_obs)], counts=True, model="sd.tl.attribute")
+    check_counts(source, "sd.tl.attribute")
     y = encode(adata.obs[KEYS.response]) if KEYS.response in adata.obs else None
     # Near the empty cell a network that begins with sums and norms is all but singular.
     dense = not isinstance(trained.representation, NetworkRepresentation) or scorer.network.card.context == "group"

@@ -144,14 +144,16 @@ class _Subject:
     ) -> None:
         from scdrugmap.embedding.source import CountSource
         from scdrugmap.interpret.attribution import chosen_cells
+        from scdrugmap.interpret.pseudobulk import check_counts
         from scdrugmap.interpret.scoring import Scorer
 
         names = np.full(adata.n_obs, "all")
         if by in adata.obs or by != KEYS.sample:
-            names = _anndata.obs_column(adata, by, "by").astype(str).to_numpy()
+            names = _anndata.obs_text(adata, by, "by")
         rows = chosen_cells(names, most, np.random.default_rng(seed))
-        scorer = Scorer(trained, adata, layer=layer, device=device)
-        self.counts, self.samples = CountSource(scorer.counts)[rows], names[rows]
+        source = CountSource(Scorer(trained, adata, layer=layer, device=device).counts)
+        check_counts(source, "sd.tl.attribution_report")
+        self.counts, self.samples = source[rows], names[rows]
         cut = adata[rows].to_memory() if adata.isbacked else adata[rows].copy()
         self.adata, self.layer, self.device, self.n_steps, self.seed = cut, layer, device, n_steps, seed
         self.scorer = Scorer(trained, cut, layer=layer, device=device)
@@ -263,7 +265,7 @@ def _halves(subject: _Subject, trained: ResponsePredictor) -> dict[str, Any]:
     order = np.argsort(subject.samples, kind="stable")
     first, second = np.sort(order[::2]), np.sort(order[1::2])
     pair = tuple(subject.means(trained, half).mean(axis=1) for half in (first, second))
-    return checks.stability_row("stable cells", [pair], "halves of the cells")  # type: ignore[list-item]
+    return checks.stability_row("stable cells", [pair], "halves of the cells")
 
 
 def _refits(

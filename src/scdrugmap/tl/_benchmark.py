@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from scdrugmap import __version__, _anndata
-from scdrugmap._errors import InputError, ScDrugMapWarning, UnknownNameError
+from scdrugmap._device import Engine
+from scdrugmap._errors import InputError, UnknownNameError
 from scdrugmap._keys import KEYS, SAME_SAMPLE
+from scdrugmap._logging import warn
 from scdrugmap._metrics import Metrics, resolve_metrics
 from scdrugmap._random import seed_of
 from scdrugmap.evaluation.grid import inputs
@@ -62,6 +63,7 @@ def benchmark(
     split: str | Sequence[str] = "auto",
     n_folds: int = 10,
     test_size: float | None = None,
+    cv: Any = None,
     metrics: Metrics = None,
     levels: Sequence[str] = ("cell", "sample"),
     head: Any = "mlp",
@@ -74,6 +76,9 @@ def benchmark(
     layer: str | None = None,
     embed_options: Mapping[str, Mapping[str, Any]] | None = None,
     lora_options: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+    device: str | None = None,
+    precision: Literal["auto", "float32", "bfloat16", "float16"] | None = None,
     store: str | Path | None = None,
     n_jobs: int | None = None,
     rng: int | np.random.Generator | None = None,
@@ -93,7 +98,8 @@ def benchmark(
         Cells with labels; not changed. Unlabelled cells take no part.
     models
         A name (``sd.models.list()``), a key of ``obsm``, a ``cells x features`` array, or a list of them; or a mapping from
-        a name of your choice to any of those or to a function ``(train rows, test rows, seed) -> P(sensitive)``.
+        a name of your choice to any of those, to several keys of ``obsm`` side by side (of a MuData also as
+        ``{"rna": "X_a", "prot": "X_b"}``), or to a function ``(train rows, test rows, seed) -> P(sensitive)``.
     strategy
         ``"frozen"`` (a head on the embedding), ``"lora"``, ``"prompt"``, or several. Arrays are always frozen.
     setting
@@ -112,6 +118,10 @@ def benchmark(
         Folds when pooled; fewer where a class has fewer samples, for both sides need both classes.
     test_size
         With ``split="cell"``: one division with this share of test cells instead of folds.
+    cv
+        Folds of your own when pooled: a splitter of scikit-learn, whose ``groups`` are the samples (or what ``split``
+        names), or a column of ``obs`` with the name of the fold that tests each cell. Folds that tear a sample apart
+        are refused unless ``split="cell"``, and so are those that part copies of a cell.
     metrics
         ``None`` for all, names, or a mapping of names to ``(y, score, pred) -> float``; see
         :data:`scdrugmap.evaluation.METRICS`.
@@ -146,6 +156,8 @@ def benchmark(
         baselines (``{"scvi": {"max_epochs": 100}}``).
     lora_options
         As in :func:`scdrugmap.tl.train`, for ``strategy="lora"``.
+    batch_size, device, precision
+        As in :func:`scdrugmap.tl.embed`, for every model and head that computes with torch.
     store
         Folder of a run store. Every finished unit (one fold of one model) is kept; a call that was killed goes on there.
     n_jobs
@@ -182,7 +194,7 @@ def benchmark(
     [0.667]
     """
     start = time.perf_counter()
-    data = _anndata.resolve(adata, mod=mod)
+    data = _anndata.reading(adata, mod=mod)
     given = {
         "split": split, "head": head, "duplicates": duplicates, "group_context": group_context, "metrics": metrics,
         "levels": levels, "baselines": baselines, "test_size": test_size,
@@ -192,28 +204,31 @@ def benchmark(
     pairs = splits_of(settings, splits)
     columns: list[str | None] = [by] if by is None or isinstance(by, str) else list(by)
     records = resolve_metrics(args["metrics"])
-    seed = seed_of(rng)
+    engine = Engine(device, precision, batch_size, progress, seed=seed_of(rng))
     kinds = {s for _, s in pairs}
     need = [k for k in ("sample", "study", "patient") if k in kinds]
     others = [s for s in kinds if s not in ("cell", "sample", "study", "patient")]
+    own = [cv] if isinstance(cv, str) else []
     cells = inputs.read_cells(
         data, label_key=label_key, study_key=study_key, sample_key=sample_key, patient_key=patient_key,
-        columns=list(dict.fromkeys([*(c for c in columns if c is not None), *others])), need=need,
+        columns=list(dict.fromkeys([*(c for c in columns if c is not None), *others, *own])), need=need,
         duplicates=args["duplicates"], layer=layer,
     )  # fmt: skip
     _warn_unlabelled(cells.y, label_key)
     if "cell" in kinds:
-        warnings.warn(
-            f"split='cell': {SAME_SAMPLE}. Scores say how well a model knows the samples.", ScDrugMapWarning, 2
-        )
-    partitions = make_partitions(cells, pairs, columns, n_folds=n_folds, test_size=args["test_size"], seed=seed)
-    chosen = args["head"] if isinstance(args["head"], list | tuple) else [args["head"]]
-    heads = [Head(h, dict(head_options or {})) for h in chosen]
+        warn(f"split='cell': {SAME_SAMPLE}. Scores say how well a model knows the samples.")
+    partitions = make_partitions(
+        cells, pairs, columns, n_folds=n_folds, test_size=args["test_size"], seed=engine.seed, cv=cv
+    )
+    chosen = dict(head_options or {})
+    place = None if "device" in chosen else device
+    asked_heads = args["head"] if isinstance(args["head"], list | tuple) else [args["head"]]
+    heads = [Head(h, chosen, place) for h in asked_heads]
     _check_heads(heads)
     trivial, counts, probe = inputs.baseline_contenders(args["baselines"], data, layer, embed_options)
     asked = Asked(
-        data, heads, _strategies(strategy), layer, embed_options or {}, lora_options or {}, label_key, sample_key,
-        seed, store,
+        adata, data, mod, heads, _strategies(strategy), layer, embed_options or {}, lora_options or {}, label_key,
+        sample_key, engine, store,
     )  # fmt: skip
     contenders, counts = asked.contenders(models, counts)
     contenders, counts = asked.adapted(contenders, counts, _names(adapt))
@@ -225,14 +240,14 @@ def benchmark(
     info = {
         "scdrugmap": __version__, "preset": preset or "", "settings": settings, "splits": sorted(kinds),
         "by": columns, "adapt": _names(adapt), "n_folds": int(n_folds), "test_size": args["test_size"],
-        "duplicates": args["duplicates"],
+        "cv": "" if cv is None else str(cv), "duplicates": args["duplicates"],
         "n_copies": _copies(cells.duplicates), "n_cells": int(data.n_obs), "n_labelled": int((cells.y >= 0).sum()),
         "studies": study_card(cells).to_dict("records"),
         "warnings": ([SAME_SAMPLE] if "cell" in kinds else []) + absent, "seconds_embedding": time.perf_counter() - start,
     }  # fmt: skip
     return run_grid(
         cells, [*contenders, *trivial], partitions, by=columns, metrics=records, levels=args["levels"], counts=counts,
-        probe=probe, store=store, seed=seed, n_jobs=n_jobs, info=info, show_progress=progress, on_unit=on_unit,
+        probe=probe, store=store, seed=engine.seed, n_jobs=n_jobs, info=info, show_progress=progress, on_unit=on_unit,
     )  # fmt: skip
 
 
@@ -273,7 +288,7 @@ def _warn_unlabelled(y: np.ndarray, label_key: str) -> None:
     if missing == len(y):
         raise InputError("label_key", f"no label in obs[{label_key!r}]", "labelled cells", "pass another column.")
     if missing:
-        warnings.warn(f"{missing} of {len(y)} cells have no label and take no part", ScDrugMapWarning, stacklevel=3)
+        warn(f"{missing} of {len(y)} cells have no label and take no part")
 
 
 def _refuse_missing(contenders: Sequence[Contender], y: np.ndarray) -> None:

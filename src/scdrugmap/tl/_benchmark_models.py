@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from scdrugmap import _anndata
+from scdrugmap._device import Engine
 from scdrugmap._errors import InputError, InputTypeError, MissingDependencyError, UnknownNameError
 from scdrugmap._keys import KEYS, SENSITIVE
 from scdrugmap.evaluation.grid import inputs
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 class Asked:
     """What is common to the models of one call."""
 
+    root: Any
     adata: AnnData
+    mod: str
     heads: Sequence[Head]
     strategies: Sequence[str]
     layer: str | None
@@ -36,8 +39,14 @@ class Asked:
     lora_options: Mapping[str, Any]
     label_key: str
     sample_key: str
-    seed: int
+    engine: Engine
     store: str | Path | None
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """What the other tools are told about the machine."""
+        given = {"batch_size": self.engine.batch_size, "device": self.engine.device, "precision": self.engine.precision}
+        return {k: v for k, v in given.items() if v is not None}
 
     def contenders(self, models: Any, counts: inputs.Counted | None) -> tuple[list[Contender], inputs.Counted | None]:
         """One contender per model and strategy, and the counts if any of them is fitted per fold."""
@@ -46,6 +55,8 @@ class Asked:
         for name, what in _listed(models).items():
             if callable(what) and not isinstance(what, str):
                 out.append(_custom(name, "custom", what, _fingerprint(what)))
+            elif isinstance(what, Mapping) or (isinstance(what, list | tuple) and _all_text(what)):
+                out.append(self._beside(name, what))
             elif isinstance(what, str):
                 found, counts = self._by_name(name, what, counts)
                 out += found
@@ -75,6 +86,19 @@ class Asked:
         if counts is None:
             raise InputError("models", what, "raw counts in X or a layer", f"pass layer= or another model. {why}")
         return counts
+
+    def _beside(self, name: str, keys: Any) -> Contender:
+        """Several representations side by side, of several modalities if the mapping says so."""
+        from scdrugmap.predictor.representation import ObsmRepresentation
+
+        opened = ObsmRepresentation.open(self.root, keys, self.mod)
+        parts = [
+            inputs.obsm_contender(_anndata.resolve(self.root, mod=p.mod or self.mod), p.key, name, ())
+            for p in opened.parts
+        ]
+        note = "; ".join(dict.fromkeys(p.note for p in parts if p.note))
+        X = opened.features(self.root, self.mod, self.engine)
+        return array_contender(name, X, self.heads, n=self.adata.n_obs, note=note, manifest={"obsm": opened.label})
 
     def _by_name(
         self, name: str, what: str, counts: inputs.Counted | None
@@ -117,13 +141,16 @@ class Asked:
         from scdrugmap.tl._embed import embed
 
         X = _anndata.counts(self.adata, self.layer)
-        light = ad.AnnData(X=X, obs=self.adata.obs, var=self.adata.var)
+        var = self.adata.raw.var if _anndata.is_raw(self.adata, self.layer) else self.adata.var
+        light = ad.AnnData(X=X, obs=self.adata.obs, var=var)
         options = {
             "context": self.sample_key if self.sample_key in self.adata.obs else None,
-            "rng": self.seed,
+            "rng": self.engine.seed,
+            "progress": self.engine.progress,
+            **self.machine,
         } | renamed(options)
         if self.store is not None:
-            folder = hashlib.sha256(f"{content}{self.seed}".encode()).hexdigest()[:32]
+            folder = hashlib.sha256(f"{content}{self.engine.seed}".encode()).hexdigest()[:32]
             options.setdefault("store", Path(self.store) / "embeddings" / folder)
         embed(light, model, key_added="benchmark", **options)
         light.obsm["X_benchmark"] = np.asarray(light.obsm["X_benchmark"])
@@ -135,7 +162,7 @@ class Asked:
         """Fine-tune on the training cells and predict the test cells, whose labels were removed."""
         adata, label_key, layer = self.adata, self.label_key, self.layer
         groups = self.sample_key if self.sample_key in adata.obs else None
-        options = renamed(options)
+        options, machine = self.machine | renamed(options), self.machine
         lora_options = dict(self.lora_options) or None
 
         def predict(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
@@ -146,8 +173,9 @@ class Asked:
                 reference, model=model, strategy="lora", label_key=label_key, groups=groups, head=head.spec,
                 head_options=dict(head.options), lora_options=lora_options, layer=layer, rng=seed, **options,
             )  # fmt: skip
-            tl.predict_response(query, predictor, layer=layer)
-            return query.obs["response" + KEYS.score].to_numpy(dtype=float)
+            # That the test cells are of another drug or tissue is what such a split is for.
+            X = predictor.features(query, layer=layer, **machine)
+            return predictor.predict_features(X)["score"].to_numpy(dtype=float)
 
         return predict
 
@@ -244,6 +272,10 @@ def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
 
     context, rest = renamed_context(options.get("context"), dict(options))
     return rest if context is None else rest | {"context": context}
+
+
+def _all_text(values: Sequence[Any]) -> bool:
+    return len(values) > 0 and all(isinstance(v, str) for v in values)
 
 
 def _part(adata: AnnData, rows: np.ndarray, without: str | None = None) -> AnnData:

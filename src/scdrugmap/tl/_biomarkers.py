@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from scdrugmap._cohort import Cohort
-    from scdrugmap.interpret.biomarkers import Comparison, Units
-    from scdrugmap.interpret.pseudobulk import Pseudobulk
+    from scdrugmap.interpret.biomarkers import Comparison
+    from scdrugmap.interpret.pseudobulk import Pseudobulk, Units
 
 METHODS = ("pseudobulk",)
 ENGINES = ("moderated", "deseq2")
@@ -135,7 +135,8 @@ def biomarkers(
     seed = seed_of(rng)
     cohort = labelled_cohort(edit.adata, key, groups)
     strata = _strata(edit.adata, by, cohort.y)
-    tables, record = [], {"params": _params(locals(), ("key", "groups", "method", "engine", "min_cells", "seed"))}
+    tables: list[pd.DataFrame] = []
+    record: dict[str, Any] = {"params": _params(locals(), ("key", "groups", "method", "engine", "min_cells", "seed"))}
     record |= {"scdrugmap": __version__, "reasons": []}
     for name, cells in strata:
         comparison = _compare(edit.adata, cohort, cells, engine, list(adjust), min_cells, layer, seed)
@@ -172,15 +173,13 @@ def bulk_of(
 ) -> tuple[Pseudobulk, Units, np.ndarray, list[str]]:
     """Sum counts per sample and label; also returns the first cell of each unit, and the names of units left out."""
     from scdrugmap.embedding.source import CountSource
-    from scdrugmap.interpret.biomarkers import Units
-    from scdrugmap.interpret.pseudobulk import pseudobulk
-    from scdrugmap.models.kit.values import check_values
+    from scdrugmap.interpret.pseudobulk import Units, check_counts, pseudobulk
 
     chosen = cells & (cohort.y >= 0)
     names = pd.Series(cohort.sample.astype(str)) + "\x1f" + pd.Series(cohort.y.astype(str))
     codes, found = pd.factorize(names.where(chosen))
     source = CountSource(_anndata.counts(adata, layer))
-    check_values(source[: min(256, source.shape[0])], counts=True, model="sd.tl.biomarkers")
+    check_counts(source, "sd.tl.biomarkers")
     bulk = pseudobulk(source, codes, len(found))
     large = bulk.n_cells >= min_cells
     first = pd.Series(np.arange(len(codes))).groupby(codes).first()
@@ -242,7 +241,7 @@ def _strata(adata: AnnData, by: str | None, y: np.ndarray) -> list[tuple[str, np
     """Name and cells of each stratum that holds both labels."""
     if by is None:
         return [("all", np.ones(adata.n_obs, dtype=bool))]
-    values = _anndata.obs_column(adata, by, "by").astype(str).to_numpy()
+    values = _anndata.obs_text(adata, by, "by")
     out = [(str(v), values == v) for v in np.unique(values)]
     out = [(v, cells) for v, cells in out if {0, 1} <= set(y[cells].tolist())]
     if not out:

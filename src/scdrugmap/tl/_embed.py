@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,8 +10,9 @@ import numpy as np
 
 from scdrugmap import __version__, _anndata
 from scdrugmap._device import Engine
-from scdrugmap._errors import InputError, ScDrugMapWarning
+from scdrugmap._errors import InputError
 from scdrugmap._keys import KEYS
+from scdrugmap._logging import warn
 from scdrugmap._random import seed_of
 
 if TYPE_CHECKING:
@@ -90,7 +90,9 @@ def embed(
     ``None``, or the copy. Writes:
 
     ``obsm["X_<key>"]``
-        ``(n_obs, dim)`` float32 in the order of the cells; NaN (with a warning) for a cell without usable genes.
+        ``(n_obs, dim)`` float32 in the order of the cells; NaN (with a warning) for a cell without usable genes. The key
+        is ``key_added``, or the model's own (``scgpt``); for a baseline, whose name other tools use for slots of
+        theirs, ``scdrugmap_pca``, ``scdrugmap_hvg`` or ``scdrugmap_scvi``.
     ``uns["<key>"]``
         ``{"params": ..., "provenance": ...}``: versions, digests and licence of the checkpoint, coverage of the
         vocabulary, seed, device, precision, and the key of the cells' contents.
@@ -109,12 +111,12 @@ def embed(
     >>> import scdrugmap as sd
     >>> adata = sd.datasets.simulate(n_studies=1, rng=0)
     >>> sd.tl.embed(adata, "pca", n_components=8)
-    >>> adata.obsm["X_pca"].shape == (adata.n_obs, 8)
+    >>> adata.obsm["X_scdrugmap_pca"].shape == (adata.n_obs, 8)
     True
     """
     from scdrugmap.embedding.cells import read_cells
     from scdrugmap.embedding.embed import embed_cells
-    from scdrugmap.embedding.open import open_model
+    from scdrugmap.embedding.open import check_options, open_model
 
     context, model_options = renamed_context(context, model_options)
     edit = _anndata.edit(adata, copy=copy, mod=mod)
@@ -131,16 +133,18 @@ def embed(
         check_key(key_added)
     engine = Engine(device, precision, batch_size, progress, None if store is None else Path(store), seed_of(rng))
     params = {"checkpoint": str(checkpoint or ""), "layer": layer or "", "context": context or "", "seed": engine.seed}
-    results = {}
     for one in models:
-        genes = _anndata.gene_ids(target)
+        check_options(one, model_options)
+    known, results = _anndata.reading(edit.root, mod=mod), {}
+    for one in models:
+        genes = _anndata.gene_ids(target, layer)
         opened = open_model(one, genes, checkpoint=checkpoint, options=model_options, seed=engine.seed)
-        cells = read_cells(target, opened.model, layer=layer, context=context)
+        cells = read_cells(known, opened.model, layer=layer, context=context)
         fit_here(opened, cells)
         found = embed_cells(opened.model, cells, engine, origin=opened.origin)
         record = {"params": _plain({"model": opened.model.card.name, **params, **model_options})}
         record[KEYS.provenance] = _provenance(opened, cells, found)
-        results[key_added or opened.model.card.key] = found.values, record
+        results[key_added or opened.model.card.stem] = found.values, record
     for key, (values, record) in results.items():
         target.obsm[KEYS.embedding(key)] = values
         target.uns[key] = record
@@ -191,11 +195,9 @@ def renamed_context(context: str | None, options: dict[str, Any]) -> tuple[str |
     """Take ``groups``, the old name of ``context``, from further options."""
     if "groups" not in options:
         return context, options
-    warnings.warn(
+    warn(
         "groups= of sd.tl.embed is called context= now (groups= of train and benchmark keeps cells on one side); the "
-        "old name goes with the next release.",
-        ScDrugMapWarning,
-        stacklevel=3,
+        "old name goes with the next release."
     )
     options = dict(options)
     old = options.pop("groups")

@@ -34,7 +34,7 @@ def few_shot_curve(
     sample_key: str = "sample",
     head: Any = "mlp",
     head_options: Mapping[str, Any] | None = None,
-    shot_weight: float | None = None,
+    shot_weight: float | None = 1.0,
     checkpoint: str | Path | None = None,
     layer: str | None = None,
     context: str | None = None,
@@ -69,7 +69,8 @@ def few_shot_curve(
     label_key, study_key, sample_key
         Columns of ``obs``.
     shot_weight
-        Weight of all shots together relative to all other training cells; ``None`` gives every cell the weight one.
+        Weight of all shots together relative to all other training cells, which is 1 by default, so that few shots are
+        not drowned by many cells of other studies; ``None`` gives every cell the weight one.
     batch_size, device, precision, progress
         As in :func:`embed`.
     rng
@@ -107,7 +108,7 @@ def few_shot_curve(
     from scdrugmap.heads.make import make_head
     from scdrugmap.predictor.few_shot import shot_order
 
-    main = _anndata.resolve(adata, mod=mod)
+    main = _anndata.reading(adata, mod=mod)
     _anndata.refuse_empty(main)
     if (model is None) == (use_rep is None):
         raise InputError("model or use_rep", (model, use_rep), "one of the two", "pass model='scGPT'.")

@@ -62,7 +62,7 @@ def leakage_report(
     """
     from scdrugmap.evaluation.splits.leakage import find_leaks
 
-    data = _anndata.resolve(adata, mod=mod)
+    data = _anndata.reading(adata, mod=mod)
     cells = inputs.read_cells(data, label_key=label_key, study_key=study_key, sample_key=sample_key, layer=layer)
     keys = {label_key, study_key, sample_key}
     columns = {

@@ -209,7 +209,8 @@ def _resampled(
     """Scores without each sample, and under shuffled labels where enough divisions of the samples exist."""
     from math import comb
 
-    from scdrugmap.interpret.biomarkers import Units, estimated
+    from scdrugmap.interpret.biomarkers import estimated
+    from scdrugmap.interpret.pseudobulk import Units
     from scdrugmap.tl._biomarkers import bulk_of, labelled_cohort
 
     if key not in adata.obs or groups not in adata.obs:
@@ -251,8 +252,9 @@ def _of_cells(
     from scipy import stats
 
     from scdrugmap.embedding.source import CountSource
-    from scdrugmap.interpret.biomarkers import Units, estimated
+    from scdrugmap.interpret.biomarkers import estimated
     from scdrugmap.interpret.enrichment import ulm
+    from scdrugmap.interpret.pseudobulk import Units
     from scdrugmap.models.kit.expression import log_normalize
     from scdrugmap.models.kit.values import check_values
 
@@ -263,7 +265,7 @@ def _of_cells(
         activity[first : first + X.shape[0]] = ulm(log_normalize(X.astype(np.float64)), weights)
     samples = np.full(adata.n_obs, "all")
     if groups in adata.obs:
-        samples = adata.obs[groups].astype(str).to_numpy()
+        samples = _anndata.as_text(adata.obs[groups])
     if key in adata.obs and groups in adata.obs:
         from scdrugmap.tl._biomarkers import labelled_cohort
 

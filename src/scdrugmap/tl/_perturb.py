@@ -112,7 +112,6 @@ def perturb(
     from scdrugmap._random import seed_of
     from scdrugmap.interpret.perturb import KINDS
     from scdrugmap.interpret.scoring import Scorer
-    from scdrugmap.models.kit.values import check_values
     from scdrugmap.tl._train import load_any
 
     edit = _anndata.edit(adata, copy=copy, mod=mod)
@@ -122,11 +121,10 @@ def perturb(
     if not isinstance(n_null, int | np.integer) or n_null < 0:
         raise InputError("n_null", n_null, "a number of genes, 0 or more", "pass n_null=100.")
     trained, seed = load_any(predictor), seed_of(rng)
-    samples = _anndata.obs_column(edit.adata, by, "by").astype(str).to_numpy()
+    samples = _anndata.obs_text(edit.adata, by, "by")
     scorer = Scorer(trained, edit.adata, layer=layer, device=device, batch_size=batch_size)
     wanted = _wanted(edit.adata, genes, sets)
     work = _Work(scorer, samples, edit.adata.n_vars)
-    check_values(work.source[: min(256, edit.adata.n_obs)], counts=True, model="sd.tl.perturb")
     names, columns = _columns(edit.adata, wanted, work.expression, kind)
     columns, null = _with_null(columns, work.expression, n_null, seed)
     summary = work.run(columns, kind, max_evaluations)
@@ -149,8 +147,10 @@ class _Work:
     def __init__(self, scorer: Any, samples: np.ndarray, n_genes: int) -> None:
         from scdrugmap.embedding.source import CountSource
         from scdrugmap.interpret.perturb import survey
+        from scdrugmap.interpret.pseudobulk import check_counts
 
         self.scorer, self.source, self.n_genes = scorer, CountSource(scorer.counts), n_genes
+        check_counts(self.source, "sd.tl.perturb")
         self.codes, self.names = pd.factorize(samples, sort=True)
         self.expression = survey((X for _, X in self.source.blocks(4096)), n_genes)
 

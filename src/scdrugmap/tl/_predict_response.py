@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from scdrugmap import __version__, _anndata
-from scdrugmap._errors import InputError, ScDrugMapWarning, UnknownNameError
+from scdrugmap._errors import InputError, UnknownNameError
 from scdrugmap._keys import CLASS_COLOURS, KEYS
+from scdrugmap._logging import warn
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -71,7 +71,7 @@ def predict_response(
     reference
         Labelled cells to train on, or to take the examples of a prompt from.
     strategy
-        ``"frozen"``, ``"lora"`` or ``"prompt"``.
+        ``"frozen"``, ``"lora"`` or ``"prompt"``, which is what a chat model means.
     key_added
         First part of the names that are written.
     n_shots
@@ -102,7 +102,7 @@ def predict_response(
         training and lets every prediction set hold both classes; ``"abstain"`` makes no call on top of that;
         ``"ignore"`` changes nothing.
     layer
-        Layer of the raw counts; by default ``X``, or the layer that the predictor was trained on.
+        Layer of the raw counts; by default the layer that the predictor was trained on, else ``X``.
     batch_size, device, precision, progress
         As in :func:`embed`.
     rng
@@ -161,6 +161,8 @@ def predict_response(
     if on_shift not in ON_SHIFT:
         raise UnknownNameError("on_shift", on_shift, ON_SHIFT)
     check_key(key_added)
+    if strategy == "frozen" and is_prompted(model):
+        strategy = "prompt"
     if strategy == "prompt":
         given = {
             "predictor": predictor, "use_rep": use_rep, "sample_key": sample_key, "conformal": conformal, "ood": ood,
@@ -179,7 +181,8 @@ def predict_response(
     _check_abstain(abstain)
     edit = _anndata.edit(adata, copy=copy, mod=mod)
     seed = seed_of(rng)
-    samples = None if sample_key is None else _anndata.obs_column(edit.adata, sample_key, "sample_key").astype(str)
+    main = _anndata.reading(edit.root, mod=mod)
+    samples = None if sample_key is None else _anndata.obs_column(main, sample_key, "sample_key").astype(str)
     shots = np.empty(0, dtype=np.int64)
     if predictor is not None:
         extra = [k for k, v in {"model": model, "use_rep": use_rep, "reference": reference}.items() if v is not None]
@@ -191,7 +194,7 @@ def predict_response(
         trained = load_any(predictor, checkpoint)
     else:
         trained, shots = _train_here(
-            edit.root, edit.adata, model, use_rep, reference, strategy, n_shots, shot_unit, shot_weight, label_key, samples, seed, mod,
+            edit.root, main, model, use_rep, reference, strategy, n_shots, shot_unit, shot_weight, label_key, samples, seed, mod,
             {"layer": layer, "checkpoint": checkpoint, "batch_size": batch_size, "device": device, "precision": precision, "progress": progress,
              "adapt": adapt, "conformal": bool(conformal) if conformal is None else conformal, "ood": bool(ood), **options},
         )  # fmt: skip
@@ -207,11 +210,7 @@ def predict_response(
     shifted = _heed(frame, verdict, trained, on_shift)
     missing = frame["score"].isna().to_numpy()
     if missing.any():
-        warnings.warn(
-            f"{int(missing.sum())} of {len(frame)} cells have no embedding; their prediction is missing.",
-            ScDrugMapWarning,
-            stacklevel=2,
-        )
+        warn(f"{int(missing.sum())} of {len(frame)} cells have no embedding; their prediction is missing.")
     abstained = _abstained(frame, abstain)
     if shifted and on_shift == "abstain":
         abstained = frame["score"].notna().to_numpy()
@@ -246,16 +245,14 @@ def _heed(frame: pd.DataFrame, verdict: Verdict, trained: ResponsePredictor, on_
     get_logger().info("query: %s (%s)", verdict.verdict, verdict.reason)
     get_logger().info(statement(trained.worth))
     if trained.worth.get("below_floor"):
-        warnings.warn(statement(trained.worth) + ".", ScDrugMapWarning, stacklevel=3)
+        warn(statement(trained.worth) + ".")
     if verdict.verdict != SHIFTED or on_shift == "ignore":
         return False
     done = "no cell is called" if on_shift == "abstain" else "scores are drawn towards the share of sensitive cells in "
     done += "" if on_shift == "abstain" else "training, and no prediction set excludes a class"
-    warnings.warn(
+    warn(
         f"THE QUERY IS UNLIKE THE TRAINING DATA: {verdict.reason}. A call on it means nothing: {done}. "
-        "on_shift='ignore' leaves everything as the head says.",
-        ScDrugMapWarning,
-        stacklevel=3,
+        "on_shift='ignore' leaves everything as the head says."
     )
     n, sensitive = trained.training.get("n_cells", 0), trained.training.get("n_sensitive", 0)
     frame["score"] = flattened(frame["score"].to_numpy(), sensitive / n if n else 0.5)
@@ -274,13 +271,21 @@ def _sample_table(score: pd.Series, samples: pd.Series, trained: ResponsePredict
     if shifted:
         errors = SampleErrors(np.empty(0))  # what held in training says nothing here
     elif errors is None:
-        warnings.warn(
+        warn(
             "no groups were held out in training: the intervals of samples are about their cells alone, not about how "
-            "patients differ. Train with groups=.",
-            ScDrugMapWarning,
-            stacklevel=3,
+            "patients differ. Train with groups=."
         )
     return sample_calls(score, samples, threshold=trained.threshold, errors=errors)
+
+
+def is_prompted(model: Any) -> bool:
+    """Whether this is the name of a chat model that the registry knows."""
+    from scdrugmap.models import registry
+
+    try:
+        return isinstance(model, str) and registry.get(model).card.kind == "prompt"
+    except UnknownNameError:
+        return False
 
 
 def _train_here(
@@ -307,14 +312,12 @@ def _train_here(
             "predictor", None, "a predictor, a folder, or model= with reference=", "pass sd.tl.train(...)'s result."
         )
     if reference is not None:
-        _anndata.refuse_empty(_anndata.resolve(reference, mod=mod, argument="reference"), "reference")
+        _anndata.refuse_empty(_anndata.reading(reference, mod=mod, argument="reference"), "reference")
     if n_shots < 0:
         raise InputError("n_shots", n_shots, "0 or more", "pass 4.")
     if not n_shots:
         arguments = {"strategy": strategy, "label_key": label_key, "rng": seed, "mod": mod, **options}
         return train(reference, model, use_rep=use_rep, **arguments), np.empty(0, dtype=np.int64)
-    if _anndata.is_mudata(root) or (reference is not None and _anndata.is_mudata(reference)):
-        raise InputError("n_shots", n_shots, "0 for a MuData", "pass the modality: adata = mdata.mod['rna'].")
     from scdrugmap._cohort import encode
     from scdrugmap.predictor.few_shot import draw_shots
 
@@ -324,17 +327,38 @@ def _train_here(
     rows = draw_shots(y, n_shots, samples=None if samples is None else samples.to_numpy(), unit=shot_unit, rng=seed)
     if shot_weight is not None and not shot_weight > 0:
         raise InputError("shot_weight", shot_weight, "None, or more than 0", "pass 1.")
-    training = _with_shots(reference, adata[rows], options.get("groups"))
+    training = _with_shots(reference, root, adata, rows, mod, options.get("groups"))
     if reference is not None and shot_weight is not None and strategy != "lora":
-        shot = (training.obs["_origin"] == "query").to_numpy()
-        labelled = (encode(training.obs[label_key]) >= 0).sum() - shot.sum()
-        training.obs["_weight"] = np.where(shot, shot_weight * labelled / shot.sum(), 1.0)
+        obs = _anndata.resolve(training, mod=mod).obs
+        shot = (obs["_origin"] == "query").to_numpy()
+        labelled = (encode(obs[label_key]) >= 0).sum() - shot.sum()
+        obs["_weight"] = np.where(shot, shot_weight * labelled / shot.sum(), 1.0)
         options = options | {"weight_key": "_weight"}
-    return train(training, model, use_rep=use_rep, strategy=strategy, label_key=label_key, rng=seed, **options), rows
+    arguments = {"strategy": strategy, "label_key": label_key, "rng": seed, "mod": mod, **options}
+    return train(training, model, use_rep=use_rep, **arguments), rows
 
 
-def _with_shots(reference: AnnData | None, shots: AnnData, groups: str | None) -> AnnData:
-    """Put the shots behind the reference; equal names of groups in the two are different groups."""
+def _with_shots(
+    reference: Any, root: Any, adata: AnnData, rows: np.ndarray, mod: str, groups: str | None
+) -> AnnData | MuData:
+    """Put the shots behind the reference, modality by modality where both have several."""
+    main = None if reference is None else _anndata.reading(reference, mod=mod, argument="reference")
+    joined = _joined(main, adata[rows], groups)
+    if not _anndata.is_mudata(root) or not (reference is None or _anndata.is_mudata(reference)):
+        return joined
+    from mudata import MuData
+
+    parts = {mod: joined}
+    for name in root.mod:
+        if name != mod and (reference is None or name in reference.mod):
+            mine = root.mod[name]
+            shots = mine[mine.obs_names.isin(adata.obs_names[rows])]
+            parts[name] = _joined(None if reference is None else reference.mod[name], shots, None)
+    return MuData(parts)
+
+
+def _joined(reference: AnnData | None, shots: AnnData, groups: str | None) -> AnnData:
+    """Concatenate; equal names of groups in the two are different groups."""
     import anndata as ad
 
     shots = shots.to_memory() if shots.isbacked else shots.copy()

@@ -121,15 +121,15 @@ def prompt_response(
     seed = seed_of(rng)
     examples, names = None, np.empty(0, dtype=str)
     if n_shots and reference is not None:
-        known = _anndata.resolve(reference, mod=mod, argument="reference")
+        known = _anndata.reading(reference, mod=mod, argument="reference")
         examples = _examples(known, label_key, layer, context, shots, shots_rep)
         names = known.obs_names.to_numpy(dtype=str)
     source = (
-        None if source_key is None else _anndata.obs_column(edit.adata, source_key, "source_key").astype(str).tolist()
+        None if source_key is None else _anndata.obs_text(edit.adata, source_key, "source_key").tolist()
     )
     result = prompting.predict(
         _anndata.counts(edit.adata, layer),
-        _symbols(edit.adata),
+        _symbols(edit.adata, layer),
         model=_model_name(model),
         template=template,
         context=_told(edit.adata, context),
@@ -172,9 +172,9 @@ def _model_name(model: Any) -> str:
     return card.name.lower() if model in (card.name, card.key) else model
 
 
-def _symbols(adata: AnnData) -> list[str]:
+def _symbols(adata: AnnData, layer: str | None) -> list[str]:
     """Symbols, or the names of genes without one."""
-    genes = _anndata.gene_ids(adata)
+    genes = _anndata.gene_ids(adata, layer)
     return np.where(genes.symbols == "", genes.names, genes.symbols).tolist()
 
 
@@ -201,7 +201,7 @@ def _examples(
 
     return Examples(
         _anndata.counts(reference, layer),
-        _symbols(reference),
+        _symbols(reference, layer),
         encode(_anndata.obs_column(reference, label_key, "label_key")),
         _embedding(reference, "reference", rep) if shots == "nearest" else None,
         _told(reference, [name for name in context if name in reference.obs]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,8 +11,9 @@ import pandas as pd
 
 from scdrugmap import __version__, _anndata
 from scdrugmap._device import Engine
-from scdrugmap._errors import InputError, InputTypeError, ScDrugMapWarning, UnknownNameError
+from scdrugmap._errors import InputError, InputTypeError, UnknownNameError
 from scdrugmap._keys import KEYS
+from scdrugmap._logging import warn
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -152,10 +152,10 @@ def train(
     from scdrugmap._cohort import both_classes, read_cohort
     from scdrugmap._random import seed_of
     from scdrugmap.heads.adapt import check_adapt
-    from scdrugmap.heads.make import make_head
+    from scdrugmap.heads.make import head_on, make_head
     from scdrugmap.predictor.adapted import fit_adapted
     from scdrugmap.predictor.fitting import Plan, fit_frozen
-    from scdrugmap.predictor.predictor import ResponsePredictor, head_on
+    from scdrugmap.predictor.predictor import ResponsePredictor
     from scdrugmap.predictor.training import Trust
 
     check_adapt(adapt)
@@ -163,7 +163,7 @@ def train(
         raise InputError("adapt", adapt, "'none' with strategy='lora'", "pass strategy='frozen'.")
     if adapt == "pathways":
         model, use_rep, checkpoint, model_options, adapt = "pathways", None, None, {}, "study"
-    main = _anndata.resolve(adata, mod=mod)
+    main = _anndata.reading(adata, mod=mod)
     _anndata.refuse_empty(main)
     _check_arguments(model, use_rep, strategy, head, checkpoint, lora_options, model_options)
     engine = Engine(device, precision, batch_size, progress, seed=seed_of(rng))
@@ -242,23 +242,23 @@ def _check_groups(cohort: Cohort, trust: Any, seed: int) -> None:
     from scdrugmap.heads.crossfit import grouped_folds
 
     if cohort.groups is None:
-        warnings.warn(
+        warn(
             "calibration and conformal sets split single cells, for there is neither groups= nor obs['sample']: cells of "
-            "one sample on both sides make the predictor look surer than it is.",
-            ScDrugMapWarning,
-            stacklevel=3,
+            "one sample on both sides make the predictor look surer than it is."
         )
     grouped_folds(cohort.y, cohort.groups, trust.n_folds, seed)
 
 
 def _describe(obs: pd.DataFrame, cohort: Cohort) -> dict[str, Any]:
     """Summarise the training cells; no cell and no sample is named."""
+    from scdrugmap.predictor.origin import LISTED
+
     return {
         "n_cells": len(cohort.y),
         "n_resistant": int((cohort.y == 0).sum()),
         "n_sensitive": int((cohort.y == 1).sum()),
         "n_groups": 0 if cohort.groups is None else len(np.unique(cohort.groups)),
-        "columns": {c: sorted(map(str, obs[c].dropna().unique()))[:50] for c in _DESCRIBING if c in obs},
+        "columns": {c: sorted(map(str, obs[c].dropna().unique()))[:LISTED] for c in _DESCRIBING if c in obs},
     }
 
 
@@ -268,10 +268,8 @@ def load_any(predictor: Any, checkpoint: str | Path | None = None) -> ResponsePr
 
     if isinstance(predictor, ResponsePredictor):
         if checkpoint is not None:
-            raise InputError(
-                "checkpoint", str(checkpoint), "None beside a loaded predictor",
-                "pass the predictor's folder, or load_predictor(folder, checkpoint=...).",
-            )  # fmt: skip
+            fix = "pass the folder of the predictor, or load_predictor(path, checkpoint=...)."
+            raise InputError("checkpoint", str(checkpoint), "None with a predictor that is loaded already", fix)
         return predictor
     if isinstance(predictor, str | Path):
         return load_predictor(predictor, checkpoint=checkpoint)

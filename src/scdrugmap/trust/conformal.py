@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from scdrugmap._errors import InputError, ScDrugMapWarning
+from scdrugmap._errors import InputError
 from scdrugmap._keys import CLASSES
+from scdrugmap._logging import warn
 
 #: Text of a set by (resistant in it, sensitive in it).
 SET_TEXT = {(False, False): "", (True, False): CLASSES[0], (False, True): CLASSES[1], (True, True): "|".join(CLASSES)}
@@ -122,11 +122,9 @@ class ConformalSets:
             known = np.isin(codes, seen)
             if len(margin) and not known.all():
                 names = sorted(set(np.asarray(category).astype(str)[~known].tolist()))
-                warnings.warn(
+                warn(
                     f"no {CLASSES[c]} calibration cell in {', '.join(names[:5])}: "
-                    f"{int((~known).sum())} cells are judged by all categories together.",
-                    ScDrugMapWarning,
-                    stacklevel=3,
+                    f"{int((~known).sum())} cells are judged by all categories together."
                 )
             if known.any():
                 fitted = ConformalClassifier().fit(alphas, bins=seen)

@@ -118,10 +118,15 @@ def _read(place: Path, kind: str) -> Any:
 
         return mudata.read_h5mu(received)
     if kind == "10x":
-        return sd.datasets.loaders.read_10x_h5(_named(received, "matrix.h5"))
-    if kind == "mtx":
-        return sd.datasets.loaders.read_10x_mtx(place / "unpacked")
-    return sd.datasets.load(_named(received, "cells.csv.gz" if kind == "text.gz" else "cells.csv"))
+        cells = sd.datasets.loaders.read_10x_h5(_named(received, "matrix.h5"))
+    elif kind == "mtx":
+        cells = sd.datasets.loaders.read_10x_mtx(place / "unpacked")
+    else:
+        cells = sd.datasets.load(_named(received, "cells.csv.gz" if kind == "text.gz" else "cells.csv"))
+    # The readers fill in what a curated study has; of a stranger's file only what it says is kept.
+    blank = [c for c in cells.obs if cells.obs[c].isna().all() or (cells.obs[c].astype(str) == "").all()]
+    cells.obs = cells.obs.drop(columns=blank)
+    return cells
 
 
 def _named(received: Path, name: str) -> Path:

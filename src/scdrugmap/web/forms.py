@@ -29,14 +29,21 @@ _MENUS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 #: Words of people for names of arguments; others show their own name.
 _TITLES = {
-    "label_key": "Column with the labels", "groups": "Column of samples, which stay together",
+    "label_key": "Column with the labels", "key": "Column with the labels", "groups": "Column of samples, which stay together",
     "sample_key": "Column of samples", "study_key": "Column of studies", "patient_key": "Column of patients",
     "conformal": "Prediction sets", "conformal_by": "Column within which the sets hold", "ood": "Flag cells unlike the training cells",
     "calibrate": "Calibration of the scores", "head": "Classifier on the embedding", "mod": "Modality",
     "by": "Column whose values are evaluated one by one", "split": "What stays whole", "key_added": "Prefix of the columns",
     "n_folds": "Folds", "use_rep": "Embedding in the file instead of a model",
 }  # fmt: skip
-_GUESS = {"label_key": "label", "groups": "sample", "sample_key": "sample", "study_key": "study"}
+_GUESS = {
+    "label_key": "label",
+    "groups": "sample",
+    "sample_key": "sample",
+    "study_key": "study",
+    "key": "label",
+    "by": "",
+}
 
 
 def fields(kind: Kind, check: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -78,7 +85,13 @@ def _field(
     if name in COLUMNS and check:
         guess = next((c["name"] for c in check["columns"] if c["looks_like"] == _GUESS.get(name)), None)
         default = out["default"] if out["default"] in columns else guess
-        return out | {"kind": "menu", "choices": columns, "default": default, "required": False, "many": name == "by"}
+        return out | {
+            "kind": "menu",
+            "choices": columns,
+            "default": default,
+            "required": False,
+            "many": plain.get("type") == "array",
+        }
     if name == "baselines":
         return out | {"kind": "models", "choices": _BASELINES}
     if name in _MENUS:

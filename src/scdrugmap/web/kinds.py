@@ -14,10 +14,10 @@ from scdrugmap import spec
 from scdrugmap.web.problems import Problem
 
 #: Decided by the server, never by a visitor: its hardware, and arguments that may hold places on its disk.
-_OURS = frozenset({"device", "n_jobs", "overwrite", "options", "embed_options", "lora_options"})
+_OURS = frozenset({"device", "n_jobs", "overwrite", "options", "embed_options", "lora_options", "source"})
 _FILES = ("input", "output")
 #: Columns of obs that a form offers as a menu.
-COLUMNS = ("label_key", "groups", "sample_key", "study_key", "patient_key", "by", "context", "conformal_by")
+COLUMNS = ("label_key", "groups", "sample_key", "study_key", "patient_key", "by", "context", "conformal_by", "key")
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,10 @@ def all_kinds() -> dict[str, Kind]:
     return {k.name: k for k in [*kinds, *_found_in_tools()]}
 
 
+#: What a person asks with a tool; others are called by their name.
+_TITLES = {"explain": "Which genes, and why", "score_drugs": "Which drugs"}
+
+
 def _found_in_tools() -> list[Kind]:
     """Interpretation joins by itself: a tool with a run specification becomes a kind."""
     import scdrugmap as sd
@@ -160,7 +164,7 @@ def _found_in_tools() -> list[Kind]:
             taken = {*_FILES, "predictor", "reference"}
             if not any(f.is_required() and _is_path(f) for n, f in fields.items() if n not in taken):
                 roles = {"query": True} | ({"reference": False} if "reference" in fields else {})
-                title = name.replace("_", " ").capitalize()
+                title = _TITLES.get(name, name.replace("_", " ").capitalize())
                 out.append(Kind(name, title, text, (found,), roles, needs_predictor="predictor" in fields))
     return out
 

@@ -125,6 +125,24 @@ def write_tool(work: Path, name: str, cells: Any, result: Any, spec: Any) -> Non
     write_json(work / "summary.json", clean({"kind": "tool", "tables": tables, "record": record, "notes": []}))
 
 
+def write_explanation(work: Path, spec: Any, predictor: Path) -> None:
+    """Make the files of ``scdrugmap explain`` fit for strangers: no formulas, no paths, the page as the report."""
+    files = work / "files"
+    (files / "explain.html").replace(files / "report.html")
+    tables = {}
+    for path in sorted(files.glob("*.csv")):
+        frame = pd.read_csv(path, float_precision="round_trip")
+        guarded_csv(frame, path)
+        tables[path.stem] = records(frame.head(50))
+    record = _record(predictor)
+    write_text(files / "run.yaml", _commented(spec.to_yaml(), record))
+    summary = {
+        "kind": "tool", "tables": tables, "record": record, "notes": [], "text": (files / "report.txt").read_text(),
+        "commands": ["scdrugmap explain --spec run.yaml"],
+    }  # fmt: skip
+    write_json(work / "summary.json", clean(summary), indent=None)
+
+
 def guarded_csv(frame: pd.DataFrame, path: Path, index_label: str | None = None) -> None:
     """Write a table whose text no spreadsheet takes for a formula; numbers stay as they are.
 

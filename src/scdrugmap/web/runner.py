@@ -23,9 +23,9 @@ Tell = Callable[..., None]
 
 def run_job(settings: ServerSettings, job_id: str, request: dict[str, Any], tell: Tell) -> tuple[str, str | None]:
     """Run and return how it ended: ``("done", None)`` or ``("failed", why)``."""
-    import scdrugmap as sd
+    from scdrugmap.settings import settings as library
 
-    sd.settings.offline = True
+    library.offline = True
     server = Server(settings)
     folder = jobs.folder(server, job_id)
     work = folder / "work"
@@ -144,6 +144,24 @@ class _Run:
         self.tell(stage="packing", percent=92.0)
         notes = [str(w.message) for w in given if type(w.message).__module__.startswith("scdrugmap")]
         write_benchmark(self.work, result, spec, notes)
+
+    def _explain(self, _: list[Any]) -> None:
+        """The command ``scdrugmap explain``, whose files become those of the job."""
+        import contextlib
+        import io
+
+        from scdrugmap.cli._explain import explain
+        from scdrugmap.web.results import write_explanation
+
+        folder = shelf.predictor_folder(self.server, self.request["predictor"])
+        spec = self._spec(0, input="cells.h5ad", output=self.work / "files", predictor=folder)
+        cells = self._cells("query")
+        self.tell(stage="explaining", percent=20.0)
+        with contextlib.redirect_stdout(io.StringIO()):
+            explain(spec, cells, as_json=True)
+        self.tell(stage="packing", percent=95.0)
+        public = spec.model_copy(update={"output": Path("explained"), "predictor": Path("predictor")})
+        write_explanation(self.work, public, folder)
 
     def _tool(self) -> None:
         """A tool that writes into the cells: run it and give the cells back."""

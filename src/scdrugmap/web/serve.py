@@ -16,7 +16,7 @@ from typing import Any
 from scdrugmap._errors import InputError, MissingDependencyError
 from scdrugmap.web.config import ServerSettings
 
-_GRACE = 7.0
+_GRACE = 5.0
 
 
 def serve(settings: ServerSettings, *, roles: tuple[str, ...] = ("web", "worker")) -> int:
@@ -85,7 +85,8 @@ class Family:
         """Start again what has died; give up on what dies at once, again and again."""
         for role, child in self.children.items():
             if child.poll() is not None:
-                quick = time.monotonic() - self.born[role] < 5
+                # Being killed from outside says nothing about the program; ending by itself at once does.
+                quick = child.returncode > 0 and time.monotonic() - self.born[role] < 5
                 now = time.monotonic()
                 self.deaths[role] = [t for t in self.deaths[role] if now - t < 60] + ([now] if quick else [])
                 if len(self.deaths[role]) >= 4:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 from scdrugmap._anndata import Columns
-from scdrugmap._errors import InputError, ScDrugMapWarning
+from scdrugmap._errors import InputError
+from scdrugmap._logging import warn
 
 
 class FileCounts:
@@ -65,11 +65,9 @@ def portable(X: Any) -> Any:
     if not type(place).__module__.startswith("h5py."):
         return X
     if getattr(X, "format", "") == "csc":
-        warnings.warn(
+        warn(
             f"{place.name} of {Path(place.file.filename).name} is stored gene by gene: reading some cells reads them all. "
-            "Store it by cell instead: adata.X = adata.X.tocsr().",
-            ScDrugMapWarning,
-            stacklevel=2,
+            "Store it by cell instead: adata.X = adata.X.tocsr()."
         )
     path = str(Path(place.file.filename).resolve())
     return FileCounts(path, str(place.name), (int(X.shape[0]), int(X.shape[1])), X)

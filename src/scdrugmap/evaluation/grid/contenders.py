@@ -24,10 +24,11 @@ _DIGESTED = {"published": "mlp", "mlp": "mlp, standardised and trained to conver
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """A classifier by name or as an estimator, and a digest of its parameters."""
+    """A classifier by name or as an estimator, where it computes, and a digest of its parameters."""
 
     spec: Any
     options: Mapping[str, Any] = field(default_factory=dict)
+    device: str | None = None
 
     @property
     def name(self) -> str:
@@ -200,7 +201,7 @@ def fit_predict(
     """
     from scdrugmap.heads.adapt import Adaptation
     from scdrugmap.heads.fit import fit_folds, fit_with
-    from scdrugmap.heads.make import make_head
+    from scdrugmap.heads.make import head_on, make_head
 
     usable = np.isfinite(X).all(axis=1)
     clean = X if usable.all() else np.where(usable[:, None], X, np.float32(0))
@@ -208,7 +209,7 @@ def fit_predict(
     for (train, _), kept in zip(folds, trains, strict=True):
         if len(np.unique(y[kept])) < 2:
             raise ValueError(f"only {len(kept)} of {len(train)} training cells have an embedding, of one class")
-    made = make_head(head.spec, random_state=seed, **head.options)
+    made = head_on(make_head(head.spec, random_state=seed, **head.options), head.device)
     tests = [test[usable[test]] for _, test in folds]
     if adapt == "none":
         fitted = fit_folds(made, clean, y, trains, groups)

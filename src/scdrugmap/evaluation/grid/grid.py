@@ -19,6 +19,7 @@ from scdrugmap.evaluation.grid.runner import Counted, OnUnit, Run, plan, run
 from scdrugmap.evaluation.grid.store import RunStore
 from scdrugmap.evaluation.grid.table import build_table
 from scdrugmap.evaluation.grid.work import Task
+from scdrugmap.evaluation.result.files import UNIT
 from scdrugmap.evaluation.result.levels import LEVELS
 from scdrugmap.evaluation.result.result import BenchmarkResult
 from scdrugmap.evaluation.splits.cells import data_card, make_partition
@@ -60,14 +61,19 @@ def make_partitions(
     n_folds: int,
     test_size: float | None,
     seed: int,
+    cv: Any = None,
 ) -> list[Partition]:
     """Make the folds of every category, setting and split.
 
     Raises
     ------
     InputError
-        If a column holds no category at all.
+        If a column holds no category at all, or numbers or folds cannot be used.
     """
+    if test_size is not None and not 0 < test_size < 1:
+        raise InputError("test_size", test_size, "None or a share between 0 and 1", "pass 0.2, or leave it out.")
+    if cv is not None:
+        _check_cv(cv, pairs, test_size)
     if not isinstance(n_folds, int | np.integer) or n_folds < 2:
         raise InputError(
             "n_folds", n_folds, "an integer of 2 or more", "pass n_folds=10, or test_size=0.2 with split='cell'."
@@ -84,10 +90,25 @@ def make_partitions(
                 out.append(
                     make_partition(
                         cells, rows, setting=setting, split=split, by=key, category=category,
-                        n_folds=n_folds, test_size=test_size if split == "cell" else None, seed=seed,
+                        n_folds=n_folds, test_size=test_size if split == "cell" else None, seed=seed, cv=cv,
                     )
                 )  # fmt: skip
     return out
+
+
+def _check_cv(cv: Any, pairs: Sequence[tuple[str, str]], test_size: float | None) -> None:
+    """Refuse folds of one's own beside what they stand in for."""
+    if any(setting == "cross" for setting, _ in pairs):
+        raise InputError(
+            "cv", f"{cv!r} with setting='cross'", "setting='pooled'", "whole groups are left out one by one there."
+        )
+    if test_size is not None:
+        raise InputError("cv", f"{cv!r} with test_size={test_size}", "one of the two", "leave test_size out.")
+    if not isinstance(cv, str) and not hasattr(cv, "split"):
+        raise InputError(
+            "cv", cv, "a splitter of scikit-learn, or a column of obs with the name of each cell's fold",
+            "pass sklearn.model_selection.StratifiedGroupKFold(5), or cv='fold'.",
+        )  # fmt: skip
 
 
 def run_grid(
@@ -197,18 +218,5 @@ def _units(tasks: Sequence[Task], done: Run) -> tuple[pd.DataFrame, pd.DataFrame
                 parts[k].append(getattr(outcome, k))
     types = {"unit": np.int32, "row": np.int64, "y": np.int8, "score": np.float32, "pred": np.int8}
     columns = {k: np.concatenate(v).astype(types[k]) if v else np.empty(0, types[k]) for k, v in parts.items()}
-    blank = [
-        "unit",
-        "key",
-        "model",
-        "strategy",
-        "head",
-        "setting",
-        "split",
-        "by",
-        "category",
-        "fold",
-        "n_train",
-        "seconds",
-    ]
-    return pd.DataFrame(records) if records else pd.DataFrame(columns=blank), pd.DataFrame(columns)
+    frame = pd.DataFrame(records) if records else pd.DataFrame(columns=list(UNIT))
+    return frame, pd.DataFrame(columns)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,8 +12,9 @@ import pandas as pd
 
 from scdrugmap import _anndata
 from scdrugmap._cohort import Cohort, read_cohort
-from scdrugmap._errors import InputError, ScDrugMapWarning, UnknownNameError
+from scdrugmap._errors import InputError, UnknownNameError
 from scdrugmap._keys import KEYS
+from scdrugmap._logging import warn
 from scdrugmap.evaluation.grid.contenders import Contender, Head, array_contender, rule_contenders
 from scdrugmap.evaluation.grid.runner import Counted
 from scdrugmap.evaluation.splits.duplicates import content_hash, detected_genes, duplicate_groups
@@ -89,7 +89,7 @@ def find_duplicates(adata: AnnData, study: np.ndarray, layer: str | None = None)
     barcode = adata.obs["barcode"].to_numpy(dtype=object) if "barcode" in adata.obs else None
     series = adata.obs["series"].to_numpy(dtype=object) if "series" in adata.obs else study
     common = None
-    if KEYS.concat in adata.uns and "n_studies" in adata.var:
+    if KEYS.concat in adata.uns and not _anndata.is_raw(adata, layer) and "n_studies" in adata.var:
         n_studies = adata.var["n_studies"].to_numpy()
         common = n_studies == len(adata.uns[KEYS.concat]["studies"])
     return duplicate_groups(X, series=series, barcode=barcode, common=common, origin=study, n=adata.n_obs)
@@ -97,6 +97,7 @@ def find_duplicates(adata: AnnData, study: np.ndarray, layer: str | None = None)
 
 def read_counts(adata: AnnData, layer: str | None) -> tuple[Counted | None, str]:
     """Return raw counts for fitted representations, or why there are none."""
+    from scdrugmap.embedding.cells import counts_elsewhere
     from scdrugmap.embedding.source import CountSource
     from scdrugmap.models.kit.values import check_values
 
@@ -109,13 +110,14 @@ def read_counts(adata: AnnData, layer: str | None) -> tuple[Counted | None, str]
             check_values(block, counts=True, model="a baseline")
             del first
     except InputError as error:
-        return None, str(error)
-    return Counted(X, _anndata.gene_ids(adata), expression_digest(adata, layer)), ""
+        return None, f"{error.found}; {counts_elsewhere(adata, layer)}"
+    return Counted(X, _anndata.gene_ids(adata, layer), expression_digest(adata, layer)), ""
 
 
 def expression_digest(adata: AnnData, layer: str | None) -> str:
     """SHA-256 over the values of every cell and the names of the genes."""
-    digest = hashlib.sha256("\x1f".join(map(str, adata.var_names)).encode())
+    names = adata.raw.var_names if _anndata.is_raw(adata, layer) else adata.var_names
+    digest = hashlib.sha256("\x1f".join(map(str, names)).encode())
     digest.update(content_hash(_anndata.counts(adata, layer)).tobytes())
     return digest.hexdigest()
 
@@ -170,7 +172,7 @@ def baseline_contenders(
                 "baselines", lacking, "raw counts in X or a layer", f"leave them out or pass layer=. {why}"
             )
         if counts is None:
-            warnings.warn(f"baselines {lacking} are left out: {why}", ScDrugMapWarning, stacklevel=4)
+            warn(f"baselines {lacking} are left out: {why}")
     out = [c for c in rule_contenders() if c.name in wanted]
     logistic = (Head("logistic"),)
     for name in lacking:

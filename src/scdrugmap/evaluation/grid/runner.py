@@ -10,7 +10,6 @@ import hashlib
 import pickle
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError
 from contextlib import AbstractContextManager, nullcontext
@@ -20,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from scdrugmap._cohort import Cohort
-from scdrugmap._errors import InputError, ScDrugMapWarning
-from scdrugmap._logging import get_logger, progress
+from scdrugmap._errors import InputError
+from scdrugmap._logging import get_logger, progress, warn
 from scdrugmap.evaluation.grid.backed import portable
 from scdrugmap.evaluation.grid.contenders import Contender, Head
 from scdrugmap.evaluation.grid.store import Outcome, RunStore, Unit
@@ -216,7 +215,7 @@ def _resume(result: Run, wanted: Mapping[str, Unit], store: RunStore | None) -> 
             result.outcomes[key] = store.read(wanted[key])
         except (OSError, ValueError) as error:
             text = f"stored unit {key} cannot be read ({error}); it is computed again"
-            warnings.warn(text, ScDrugMapWarning, stacklevel=3)
+            warn(text)
             (store.path / "units" / f"{key}.parquet").unlink()
 
 
@@ -266,7 +265,7 @@ def _collect(task: Task, done: list[Outcome] | str, result: Run, store: RunStore
         result.failures |= {unit.key: done for unit in task.units if unit.key not in result.outcomes}
         unit = task.units[0]
         text = f"{unit.model} ({unit.strategy}, {unit.head}) failed in {unit.category!r}, {unit.setting}: {done}"
-        warnings.warn(f"{text}. Its rows hold NaN and the reason.", ScDrugMapWarning, stacklevel=4)
+        warn(f"{text}. Its rows hold NaN and the reason.")
         return
     for outcome in done:
         if outcome.unit.key not in result.outcomes:

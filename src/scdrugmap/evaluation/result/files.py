@@ -19,6 +19,12 @@ FRAMES = ("table", "predictions", "cells", "data")
 _PLACE = ("setting", "split", "by", "category")
 
 
+#: Columns of a unit; a frame without any unit has them, too.
+UNIT = (
+    "unit", "key", "model", "strategy", "head", "setting", "split", "by", "category", "fold", "n_train", "seconds",
+)  # fmt: skip
+
+
 def save(
     folder: Path,
     frames: Mapping[str, pd.DataFrame],
@@ -96,7 +102,8 @@ def load(folder: Path) -> dict[str, Any]:
         )
         whole = np.array(p["rows"], dtype=np.int64)
         partitions.append(Partition(**where, folds=folds, reason=p["reason"], notes=tuple(p["notes"]), rows=whole))
-    return fields | {"units": pd.DataFrame(about["units"]), "partitions": partitions, "info": about["info"]}
+    units = pd.DataFrame(about["units"]) if about["units"] else pd.DataFrame(columns=list(UNIT))
+    return fields | {"units": units, "partitions": partitions, "info": about["info"]}
 
 
 def printable(summary: pd.DataFrame) -> pd.DataFrame:

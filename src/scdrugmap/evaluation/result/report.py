@@ -123,7 +123,7 @@ def default_figures(result: Results, metrics: Sequence[str]) -> list[Figure]:
     scores = result.table[result.table["setting"] != "probe"]
     places = scores[["setting", "split", "by", "category"]].drop_duplicates()
     keys = ["setting", "split"]
-    if places.duplicated([*keys, "category"]).any():
+    if places["by"].nunique() > 1:
         keys.append("by")
     ways = places[keys].drop_duplicates()
     for values in ways.itertuples(index=False):

@@ -289,6 +289,7 @@ class BenchmarkResult:
         *,
         setting: str | None = None,
         split: str | None = None,
+        by: str | None = None,
         level: str = "cell",
         test: str = "conover",
     ) -> Ranking:
@@ -296,14 +297,25 @@ class BenchmarkResult:
 
         Parameters
         ----------
-        metric, setting, split, level
-            What to rank by; ``setting`` and ``split`` only where the result holds several.
+        metric, setting, split, by, level
+            What to rank by; ``setting``, ``split`` and ``by`` (the column of the categories, ``""`` for all cells) only
+            where the result holds several: categories of two columns are made of the same cells.
         test
             ``"conover"`` (Holm-corrected) or ``"nemenyi"``.
+
+        Raises
+        ------
+        InputError
+            If the result holds several of what has to be one.
         """
         record = find_metric(self._metric_names(metric)[0], self.metrics)
+        part = self
+        for name, value in (("setting", setting), ("split", split), ("by", by)):
+            if value is not None:
+                part = part.select(**{name: value})
+            _refuse_several(part.table, name)
         return rank_models(
-            self.pivot(metric, setting=setting, split=split, level=level),
+            part.pivot(metric, level=level),
             higher_is_better=record.higher_is_better,
             test=test,
         )
@@ -316,8 +328,7 @@ class BenchmarkResult:
         for name, value in (("setting", setting), ("split", split)):
             if value is not None:
                 t = t[t[name] == value]
-            elif t[name].nunique() > 1:
-                raise InputError(name, "several in the result", "one of them", f"pass {name}={t[name].iloc[0]!r}.")
+            _refuse_several(t, name)
         labels = self.contenders.set_index(["model", "strategy", "head"])["label"]
         label = [labels[key] for key in zip(t["model"], t["strategy"], t["head"], strict=True)]
         rows = t["category"].where(t["by"] == "", t["by"] + ": " + t["category"])
@@ -410,6 +421,13 @@ class BenchmarkResult:
     def report(self, path: str | os.PathLike[str], **options: Any) -> Path:
         """Write one self-contained HTML file; see :func:`scdrugmap.evaluation.result.report.write_report`."""
         return write_report(self, Path(path), **options)
+
+
+def _refuse_several(table: pd.DataFrame, name: str) -> None:
+    held = [str(v) for v in pd.unique(table.loc[table["setting"] != "probe", name])]
+    if len(held) > 1:
+        raise InputError(name, f"several in the result: {', '.join(map(repr, held))}", "one of them",
+                         f"pass {name}={max(held, key=bool)!r}.")  # fmt: skip
 
 
 def load_result(path: str | os.PathLike[str]) -> BenchmarkResult:

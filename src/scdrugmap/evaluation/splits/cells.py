@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,15 @@ import pandas as pd
 from scdrugmap._cohort import ALL, Cohort
 from scdrugmap._errors import InputError
 from scdrugmap._keys import SAME_SAMPLE
-from scdrugmap.evaluation.splits.folds import Fold, Partition, cell_folds, group_folds, leave_one_out, straddling
+from scdrugmap.evaluation.splits.folds import (
+    Fold,
+    Partition,
+    cell_folds,
+    group_folds,
+    leave_one_out,
+    own_folds,
+    straddling,
+)
 
 
 def make_partition(
@@ -25,6 +34,7 @@ def make_partition(
     n_folds: int = 10,
     test_size: float | None = None,
     seed: int = 0,
+    cv: Any = None,
 ) -> Partition:
     """Make the folds of one category.
 
@@ -44,11 +54,13 @@ def make_partition(
         Number of folds; ``test_size`` makes one random division of cells (``split="cell"`` only).
     seed
         The folds depend on it and on the category, not on what else is evaluated.
+    cv
+        Splitter of scikit-learn, or the column with the name of each cell's fold, instead of the folds made here.
 
     Raises
     ------
     InputError
-        If a sample has cells on both sides and ``split`` is not ``"cell"``.
+        If a sample has cells on both sides and ``split`` is not ``"cell"``, or folds of one's own cannot be used.
 
     Examples
     --------
@@ -64,6 +76,20 @@ def make_partition(
     rng = np.random.default_rng([seed, zlib.crc32(repr(sorted(where.items())).encode())])
     y = cells.y[rows]
     copies = None if cells.duplicates is None else cells.duplicates[rows]
+    if cv is not None:
+        values = cells.sample[rows] if split == "cell" else cells.column(split)[rows]
+        named, reason, notes = own_folds(
+            y, pd.factorize(values)[0], cells.columns[cv][rows] if isinstance(cv, str) else cv, cv
+        )
+        for _, train, test, _ in named:
+            if copies is not None and len(straddling(copies, train, test)):
+                raise InputError(
+                    "cv", f"{cv!r}, with copies of one cell on both sides", "folds that keep copies together",
+                    "remove the copies, or pass duplicates='ignore' knowing that they leak.",
+                )  # fmt: skip
+        folds = tuple(Fold(name, rows[a], rows[b], why) for name, a, b, why in named)
+        notes = ((SAME_SAMPLE,) if split == "cell" else ()) + notes
+        return _guarded(cells, Partition(**where, folds=() if reason else folds, reason=reason, notes=notes, rows=rows))
     if split == "cell":
         plain, reason, notes = cell_folds(y, n_folds, rng, duplicates=copies, test_size=test_size)
         notes = (SAME_SAMPLE, *notes)

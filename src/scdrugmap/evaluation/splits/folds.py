@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -326,6 +327,63 @@ def cell_folds(
     if test_size is not None and folds and len(folds) == k and not np.isclose(1 / k, test_size):
         raise InputError("test_size", test_size, "one over a whole number, such as 0.2", "pass 0.1, 0.2, 0.25 or 0.5.")
     return (folds[:1] if test_size is not None else folds), reason, notes
+
+
+def own_folds(
+    y: np.ndarray, groups: np.ndarray, cv: Any, name: Any
+) -> tuple[list[tuple[str, np.ndarray, np.ndarray, str]], str, tuple[str, ...]]:
+    """Folds that the user has: of a splitter, or one name per cell.
+
+    Parameters
+    ----------
+    y
+        ``(n,)`` labels, 0 or 1.
+    groups
+        ``(n,)`` code of the group that stays whole; splitters get it.
+    cv
+        A splitter, or ``(n,)`` names; each is the test set of a fold, and a cell without a name takes no part.
+    name
+        What ``cv`` is called.
+
+    Returns
+    -------
+    tuple
+        As :func:`leave_one_out`.
+
+    Raises
+    ------
+    InputError
+        If the splitter refuses, or tests a cell twice.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> folds, _, _ = own_folds(np.array([0, 1, 0, 1]), np.arange(4), np.array(["a", "a", "b", "b"]), "fold")
+    >>> [(fold, test.tolist()) for fold, _, test, _ in folds]
+    [('a', [0, 1]), ('b', [2, 3])]
+    """
+    missing = _missing_class(y)
+    if missing:
+        return [], missing, ()
+    if hasattr(cv, "split"):
+        try:
+            pairs = list(cv.split(np.zeros((len(y), 1)), y, groups))
+        except (ValueError, TypeError) as error:
+            return [], f"{name!r} does not split {len(y)} cells: {error}", ()
+        named = [(str(i), np.sort(a), np.sort(b)) for i, (a, b) in enumerate(pairs)]
+    else:
+        codes, names = pd.factorize(np.asarray(cv, dtype=object), sort=True)
+        named = [(str(n), np.flatnonzero((codes != i) & (codes >= 0)), np.flatnonzero(codes == i))
+                 for i, n in enumerate(names)]  # fmt: skip
+        if len(named) < 2:
+            return [], f"fewer than two folds in {name!r}", ()
+    tested = np.concatenate([test for *_, test in named])
+    if len(np.unique(tested)) < len(tested):
+        raise InputError("cv", repr(name), "folds that test no cell twice", "pass KFold and its like, without repeats.")
+    lacking = [_missing_class(y[train]) for _, train, _ in named]
+    folds = [(*fold, f"training cells: {why}" if why else "") for fold, why in zip(named, lacking, strict=True)]
+    reason = f"every fold trains on one class: {folds[0][3]}" if all(lacking) else ""
+    return folds, reason, (f"folds of {name!r}",)
 
 
 def straddling(groups: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:

@@ -11,8 +11,11 @@ from scdrugmap.models.kit.counts import Alignment
 from scdrugmap.models.kit.values import check_values
 
 
-def identifiers(genes: Genes) -> np.ndarray:
-    """Return the identifiers to match fitted genes by: symbols, else Ensembl ids, else the names."""
+def identifiers(genes: Genes, fitted: np.ndarray | None = None) -> np.ndarray:
+    """Return the identifiers to fit on (symbols, else Ensembl ids, else names), or those that fitted genes are among."""
+    if fitted is not None:
+        known = np.asarray(fitted).astype(str)
+        return max((genes.symbols, genes.ensembl, genes.names), key=lambda n: np.isin(n.astype(str), known).sum())
     for names in (genes.symbols, genes.ensembl):
         if (names != "").any():
             return names
@@ -38,7 +41,7 @@ def counts_over(X: sparse.csr_matrix, genes: Genes, fitted: np.ndarray, model: s
         If none of the fitted genes is there, or values are not raw counts.
     """
     check_values(X, counts=True, model=model)
-    alignment = Alignment.match(identifiers(genes), {str(g): i for i, g in enumerate(fitted)})
+    alignment = Alignment.match(identifiers(genes, fitted), {str(g): i for i, g in enumerate(fitted)})
     if len(alignment.ids) == 0:
         raise InputError(
             "adata.var",

@@ -36,7 +36,7 @@ def check_values(X: sparse.csr_matrix, *, counts: bool, model: str) -> None:
     fix = "pass layer=<where the raw counts are> ('raw' for adata.raw); sd.pp.check(adata) names the place."
     if data.min() < 0:
         raise InputError("adata.X", f"negative values (minimum {data.min():.4g})", "raw counts", fix)
-    if counts and not np.array_equal(data, np.rint(data)):
+    if counts and not whole(data):
         share = float(np.mean(data != np.rint(data)))
         raise InputError(
             "adata.X",
@@ -44,3 +44,14 @@ def check_values(X: sparse.csr_matrix, *, counts: bool, model: str) -> None:
             f"raw counts, which {model} needs",
             fix,
         )
+
+
+def whole(data: np.ndarray) -> bool:
+    """Whether values are raw counts: finite whole numbers of zero or more.
+
+    Examples
+    --------
+    >>> whole(np.array([0.0, 3.0])), whole(np.array([0.5]))
+    (True, False)
+    """
+    return bool(np.isfinite(data).all() and (data >= 0).all() and np.array_equal(data, np.rint(data)))

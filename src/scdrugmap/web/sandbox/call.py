@@ -48,7 +48,7 @@ def first_look(path: Path, unpacked: Path, settings: ServerSettings, *, seconds:
         "memory": 4096 * MB,
         "seconds": int(seconds),
     }
-    command = [sys.executable, "-I", "-B", str(_LOOK), str(path), str(unpacked), json.dumps(limits)]
+    command = [sys.executable, "-E", "-P", "-B", str(_LOOK), str(path), str(unpacked), json.dumps(limits)]
     environment = {"HDF5_PLUGIN_PATH": "/nonexistent", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter and script; the file is an argument, never a shell word

@@ -13,6 +13,7 @@ Limits = dict[str, Any]
 
 FORMATS = "h5ad, h5mu, 10x h5, a zip or tar of a 10x triplet, csv or tsv"
 _BLOCK = 1 << 20
+_HDF5 = b"\x89HDF\r\n\x1a\n"
 #: More than this much expansion of a large part is a bomb; counts of single cells compress 10 to 50 times.
 RATIO = 200
 _MEMBERS = 200
@@ -31,10 +32,11 @@ class Refused(Exception):
 def look_at(path: Path, unpacked: Path, limits: Limits) -> dict[str, Any]:
     """Return the format and size of a file, or raise :class:`Refused`."""
     with path.open("rb") as file:
-        start = file.read(512)
+        start = file.read(1024)
     if not start:
         raise Refused("the file is empty", "choose another file.")
-    if start[:8] == b"\x89HDF\r\n\x1a\n":
+    # MuData writes a line of text before the signature.
+    if _HDF5 in (start[:8], start[512:520]):
         from hdf5 import look_at_hdf5
 
         return look_at_hdf5(path, limits)

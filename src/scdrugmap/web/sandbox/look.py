@@ -1,6 +1,6 @@
 """Run as a script of its own: say what a file is, or why it is refused. Imports h5py and the standard library only.
 
-It is started with ``python -I look.py FILE UNPACKED LIMITS``, so that a refusal takes well under two seconds, and answers
+It is started with ``python -E -P look.py FILE UNPACKED LIMITS``, so that a refusal takes well under two seconds, and answers
 with one line of JSON. Its memory, time, file size and network are limited before it opens the file.
 """
 

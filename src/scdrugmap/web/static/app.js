@@ -23,7 +23,8 @@ async function suits(file, max) {
   if (file.size > max) return `The file has ${(file.size / 2 ** 20).toFixed(1)} MB; the limit is ${(max / 2 ** 20).toFixed(1)} MB.`;
   if (!file.size) return "The file is empty.";
   const start = new Uint8Array(await file.slice(0, 8).arrayBuffer());
-  if (/\.(h5ad|h5mu|h5)$/i.test(file.name) && !(start[0] === 0x89 && start[1] === 0x48 && start[2] === 0x44))
+  const hdf5 = start[0] === 0x89 && start[1] === 0x48 && start[2] === 0x44;
+  if (/\.(h5ad|h5mu|h5)$/i.test(file.name) && !hdf5 && new TextDecoder().decode(start.slice(0, 6)) !== "MuData")
     return "The name says HDF5, but the content is something else.";
   if (!/\.(h5ad|h5mu|h5|zip|tar|tgz|csv|tsv|txt|gz)$/i.test(file.name)) return "This kind of file is not read here: see the list below the button.";
   return "";
