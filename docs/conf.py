@@ -31,6 +31,19 @@ extensions = [
     "model_table",
     "server_screenshots",
 ]
+# Links into other projects need their inventories from the network; a build without one must not fail, so they are asked for.
+if os.environ.get("SCDRUGMAP_DOCS_LINKS"):
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "anndata": ("https://anndata.readthedocs.io/en/stable", None),
+        "matplotlib": ("https://matplotlib.org/stable", None),
+        "mudata": ("https://mudata.readthedocs.io/stable", None),
+        "numpy": ("https://numpy.org/doc/stable", None),
+        "pandas": ("https://pandas.pydata.org/docs", None),
+        "scanpy": ("https://scanpy.readthedocs.io/en/stable", None),
+        "sklearn": ("https://scikit-learn.org/stable", None),
+    }
 autosummary_generate = True
 autodoc_member_order = "groupwise"
 autodoc_typehints = "description"

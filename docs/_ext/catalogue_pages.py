@@ -23,7 +23,7 @@ COLUMNS = {
 
 
 def cell(value, link=None):
-    text = "" if value is None or value != value else f"{value:,}" if isinstance(value, int) else str(value)
+    text = "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
     if link and text:
         paragraph = nodes.paragraph()
         paragraph += nodes.reference("", text, refuri=link)
@@ -54,6 +54,8 @@ def section(name, *content):
 
 class StudyTables(SphinxDirective):
     def run(self):
+        import pandas as pd
+
         import scdrugmap as sd
 
         studies = sd.datasets.catalogue().reset_index()
@@ -61,7 +63,7 @@ class StudyTables(SphinxDirective):
         for collection, rows in studies.groupby("collection", sort=False):
             lines = []
             for _, row in rows.iterrows():
-                known = {k: None if row[k] != row[k] or str(row[k]) == "<NA>" else row[k] for k in row.index}
+                known = {k: None if pd.isna(row[k]) else row[k] for k in row.index}
                 known = {k: int(v) if k.startswith("n_") and v is not None else v for k, v in known.items()}
                 n, s = known["n_cells"], known["n_sensitive"]
                 known["floor"] = f"{2 * s / (n + s):.2f}" if n and s is not None else None
