@@ -23,6 +23,7 @@ TYPED = {
     "group_context": ("mark", "mark"), "shot_unit": ("sample", "sample"), "test_size": ("0.25", 0.25),
     "options": ("a-b=[1, x]", {"a_b": [1, "x"]}), "head_options": ("epochs=3", {"epochs": 3}),
     "lora_options": ("rank=4", {"rank": 4}), "embed_options": ("scvi={max_epochs: 2}", {"scvi": {"max_epochs": 2}}),
+    "on_shift": ("abstain", "abstain"),
     "split": ("patient", "patient"), "head": ("logistic", "logistic"), "use_rep": ("X_a", "X_a"),
 }  # fmt: skip
 
