@@ -25,7 +25,7 @@ TYPED = {
     "lora_options": ("rank=4", {"rank": 4}), "embed_options": ("scvi={max_epochs: 2}", {"scvi": {"max_epochs": 2}}),
     "split": ("patient", "patient"), "adapt": ("coral", "coral"), "shot_weight": ("2", 2),
     "groups": ("patient", "patient"), "head": ("logistic", "logistic"), "use_rep": ("X_a", "X_a"),
-    ("explain", "store"): ("cells", "cells"), "method": ("ig", "ig"),
+    ("explain", "store"): ("cells", "cells"), "method": ("ig", "ig"), "on_shift": ("abstain", "abstain"),
 }  # fmt: skip
 
 
