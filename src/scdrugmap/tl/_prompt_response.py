@@ -124,9 +124,7 @@ def prompt_response(
         known = _anndata.reading(reference, mod=mod, argument="reference")
         examples = _examples(known, label_key, layer, context, shots, shots_rep)
         names = known.obs_names.to_numpy(dtype=str)
-    source = (
-        None if source_key is None else _anndata.obs_text(edit.adata, source_key, "source_key").tolist()
-    )
+    source = None if source_key is None else _anndata.obs_text(edit.adata, source_key, "source_key").tolist()
     result = prompting.predict(
         _anndata.counts(edit.adata, layer),
         _symbols(edit.adata, layer),
