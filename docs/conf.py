@@ -31,8 +31,8 @@ extensions = [
     "model_table",
     "server_screenshots",
 ]
-# Links into other projects need their inventories from the network; a build without one must not fail, so they are asked for.
-if os.environ.get("SCDRUGMAP_DOCS_LINKS"):
+# Links into other projects need their inventories from the network; a build without one must not fail.
+if os.environ.get("READTHEDOCS") or os.environ.get("SCDRUGMAP_DOCS_LINKS"):
     extensions.append("sphinx.ext.intersphinx")
     intersphinx_mapping = {
         "python": ("https://docs.python.org/3", None),
