@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -99,6 +99,20 @@ def _entry(row: pd.Series, source: str) -> str:
     known = sources_of(row)
     wanted = ("published", "geo") if source == "auto" else (source,)
     return next((known[s] for s in wanted if s in known), "")
+
+
+def options_of(spec: ReproduceSpec, name: str) -> dict[str, Any]:
+    """Options of a model that the specification gives, under any spelling of its name.
+
+    Parameters
+    ----------
+    spec
+        The run.
+    name
+        Name on the card.
+    """
+    given = {registry.info(n).name: values for n, values in (spec.embed_options or {}).items()}
+    return dict(given.get(name, {}))
 
 
 def short_list(names: list[str], most: int = 6) -> str:

@@ -20,7 +20,7 @@ from scdrugmap.evaluation.result.files import load
 from scdrugmap.evaluation.result.result import BenchmarkResult
 from scdrugmap.models import registry
 from scdrugmap.study.answers import Answers
-from scdrugmap.study.chosen import Chosen
+from scdrugmap.study.chosen import Chosen, options_of
 from scdrugmap.study.missing import Missing
 from scdrugmap.study.spec import ReproduceSpec
 
@@ -136,7 +136,7 @@ def run_job(
         return tl.benchmark(cells[rows].copy(), models=kept, **common)
     if job.model not in checkpoints:
         return None
-    options: dict[str, Any] = {"checkpoint": checkpoints[job.model]}
+    options: dict[str, Any] = {"checkpoint": checkpoints[job.model]} | options_of(spec, job.model)
     options |= {k: v for k, v in (("device", spec.device), ("batch_size", spec.batch_size)) if v is not None}
     common["by"] = [b for b in spec.lora_by or spec.by if _has(cells, b)]
     lora = {"epochs": EPOCHS.get(job.model, 3)} | dict(spec.lora_options or {})

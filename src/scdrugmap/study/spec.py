@@ -36,6 +36,9 @@ class ReproduceSpec(Spec):
         min_length=1,
     )  # fmt: skip
     n_folds: int = option(10, "evaluation", "Folds of the pooled setting.", ge=2)
+    embed_options: dict[str, dict[str, Any]] | None = option(
+        None, "model", "Options of a model, as name='{option: value}'; repeat it."
+    )
     lora_models: list[str] | None = option(None, "model", "Models to fine-tune; by default all that can be.")
     lora_by: list[Category] | None = option(
         None, "evaluation", "Columns of the fine-tuned runs; by default those of by."
