@@ -52,7 +52,10 @@ class Pathways(FittedModel):
         mean = np.asarray(logged.mean(axis=0)).ravel()
         spread = np.sqrt(np.maximum(np.asarray(logged.multiply(logged).mean(axis=0)).ravel() - mean**2, 0))
         place = {gene: i for i, gene in enumerate(self.genes_.tolist())}
-        rows, columns, values, names = [], [], [], []
+        rows: list[int] = []
+        columns: list[int] = []
+        values: list[float] = []
+        names: list[str] = []
         for name, members in PROGRAMMES.items():
             held = [place[g] for g in members if g in place and spread[place[g]] > 0]
             if len(held) < self.options.min_genes:
