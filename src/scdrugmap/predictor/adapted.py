@@ -138,7 +138,8 @@ def _with_trust(
         X = representation.features(main, plan.mod, plan.engine, rows=cells.rows[part])
     held, taught = cohort.take(apart), np.isin(part, fit_rows)
     why = "adapters learnt from all groups: calibrate= or conformal= hold some out"
-    folds, y = [], held.y.astype(np.int64)
+    folds: list[tuple[np.ndarray, np.ndarray]] = []
+    y = held.y.astype(np.int64)
     if trust.held_out:
         margin = margins(head, X[np.isin(part, apart)])
         summary["held_out"] = {"cells": len(apart), **held_out_metrics(margin, held.y)}
