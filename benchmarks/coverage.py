@@ -86,8 +86,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=500)
     args = parser.parse_args()
     cells = itertools.product(args.samples, args.separation, args.icc)
-    rows = [row for n, d, icc in cells for row in coverage(n, d, icc, repeats=args.repeats)]
-    print(pd.DataFrame(rows).round(3).to_string(index=False))
+    for i, (n, d, icc) in enumerate(cells):
+        rows = pd.DataFrame(coverage(n, d, icc, repeats=args.repeats)).round(3)
+        print(rows.to_string(index=False, header=i == 0), flush=True)
 
 
 if __name__ == "__main__":

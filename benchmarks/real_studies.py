@@ -120,7 +120,7 @@ def two_studies(studies: dict[str, ad.AnnData]) -> ad.AnnData:
 def settings(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
     """Arguments that every benchmark shares."""
     return {
-        "models": ["hvg", "pca", "scvi"], "head": ["mlp", "logistic"], "baselines": TRIVIAL, "n_folds": args.folds,
+        "models": ["hvg", "pca", "scvi"], "head": ["published", "logistic"], "baselines": TRIVIAL, "n_folds": args.folds,
         "embed_options": {"scvi": {"max_epochs": args.scvi_epochs}}, "rng": args.seed, "n_jobs": 1,
         "store": args.out / "store" if args.resume else None, **more,
     }  # fmt: skip
@@ -195,7 +195,7 @@ def heads(studies: dict[str, ad.AnnData], table: pd.DataFrame, args: argparse.Na
         # One line is one sample; to follow the authors, who divide its cells, each cell has to count as a sample.
         adata.obs["cell"] = adata.obs_names
         result = sd.tl.benchmark(
-            adata, models={"scFoundation": "X_scfoundation"}, head=["mlp", "logistic"], setting="cross",
+            adata, models={"scFoundation": "X_scfoundation"}, head=["mlp", "published", "logistic"], setting="cross",
             split="author_fold", sample_key="cell", baselines=["all_sensitive", "majority"], rng=args.seed, n_jobs=1,
         )  # fmt: skip
         parts.append(long(result, f"SCC47, {drug}"))

@@ -36,6 +36,8 @@ def start(registry: Path, store: Path, environment: dict[str, str]) -> subproces
     flags = ["--studies", ",".join(standin.STUDIES), "--store", str(store), "--n-folds", "2", "--no-measure", "--yes"]
     flags += ["--lora-models", "scgpt,tgpt", "--lora-by", "tissue", "--lora-options", "epochs=1", "--predictors"]
     flags += ["--shots", "0,1", "--prompt-shots", "0,1"]
+    # Sizes that the tiny checkpoints do not tell.
+    flags += ["--embed-options", "tgpt={max_length: 48}", "--embed-options", "uce={heads: 4}"]
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", standin.CHILD, str(registry), "reproduce", *flags], env=environment
     )

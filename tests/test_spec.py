@@ -25,7 +25,7 @@ TYPED = {
     "lora_options": ("rank=4", {"rank": 4}), "embed_options": ("scvi={max_epochs: 2}", {"scvi": {"max_epochs": 2}}),
     "split": ("patient", "patient"), "adapt": ("coral", "coral"), "shot_weight": ("2", 2),
     "groups": ("patient", "patient"), "head": ("logistic", "logistic"), "use_rep": ("X_a", "X_a"),
-    ("explain", "store"): ("cells", "cells"), "method": ("ig", "ig"),
+    ("explain", "store"): ("cells", "cells"), "method": ("ig", "ig"), "on_shift": ("abstain", "abstain"),
 }  # fmt: skip
 
 
@@ -179,7 +179,7 @@ def test_errors_name_the_field_and_the_value():
 
 
 def test_a_reproduction_takes_lists_apart_and_reads_its_own_record(tmp_path):
-    from scdrugmap.spec import ReproduceSpec
+    from scdrugmap.study.spec import ReproduceSpec
 
     asked = ReproduceSpec.build(figures=["1b-d,2", "3a"], models="scGPT, UCE", shots=["0,4"], prices="0.15,0.6")
     assert asked.figures == ["1", "2", "3"] and asked.models == ["scGPT", "UCE"]

@@ -24,7 +24,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "predictor.predictor": ["ResponsePredictor", "load_predictor"],
         "evaluation.result.result": ["load_result"],
         "settings": ["settings"],
-        "spec": ["ReproduceSpec"],
+        "study.spec": ["ReproduceSpec"],
         "study.run": ["reproduce"],
     },
 )

@@ -15,6 +15,7 @@ FITTED_OPTIONS: dict[str, dict[str, Any]] = {
     "hvg": {"n_top_genes": 40},
     "pca": {"n_components": 6, "n_top_genes": 60},
     "scvi": {"max_epochs": 2, "n_top_genes": 60, "n_latent": 4},
+    "pathways": {"min_genes": 1},
 }
 KEYS = registry.keys()
 EMBEDDING_KEYS = [key for key in KEYS if registry.get(key).card.kind != "prompt"]

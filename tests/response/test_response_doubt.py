@@ -108,6 +108,7 @@ def test_calls_of_both_classes_without_the_programme_are_not_in_domain(predictor
     query, reference = cells(seed=1, effect=1.0), predictor.shift
     X, names = query.X, query.var_names.to_numpy()
     features = predictor.features(query)
+    assert predictor.judge(query).verdict == CANNOT_TELL and "both classes" in predictor.judge(query).reason
     both, one = np.tile([-1.0, 1.0], query.n_obs // 2), np.ones(query.n_obs)
     assert reference.judge(X, names, features, both).verdict == CANNOT_TELL
     assert reference.judge(X, names, features, one).verdict == IN_DOMAIN
@@ -207,7 +208,7 @@ def test_too_little_to_learn_a_reference_from():
 def test_the_worth_is_that_of_held_out_groups(predictor):
     worth = predictor.worth
     assert worth["auroc"] > 0.95 and worth["auroc_low"] > 0.5 and worth["below_floor"] == ""
-    assert worth["brier"] < worth["brier_constant"] == 0.25 and 1 <= worth["set_size"] <= 1.5
+    assert worth["brier"] < worth["brier_constant"] == 0.25 and 0.8 < worth["set_size"] < 1.2
     assert "AUROC on held-out groups" in predictor.card
 
 
@@ -233,7 +234,7 @@ def test_without_groups_the_worth_is_not_known():
 
 @pytest.mark.parametrize("method", ["sigmoid", "isotonic"])
 def test_calibration_that_is_worse_than_a_constant_is_left_out(method):
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(12), 10)
     y = groups % 2
     noise = rng.normal(size=(120, 5)) + rng.normal(size=(12, 5))[groups]

@@ -10,7 +10,8 @@ import typer
 from scdrugmap.cli import _cache, _datasets, _models, _results, _serve
 from scdrugmap.cli._exit import REFUSED, Commands
 from scdrugmap.cli._flags import command
-from scdrugmap.spec import PREPARE, TOOLS, FileSpec, ReproduceSpec
+from scdrugmap.spec import PREPARE, TOOLS, FileSpec
+from scdrugmap.study.spec import ReproduceSpec
 
 #: One command per tool that runs as it stands on the files that `scdrugmap demo` leaves.
 EXAMPLES = {

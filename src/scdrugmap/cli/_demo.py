@@ -136,7 +136,11 @@ def run_demo(folder: Path, seed: int) -> None:
         f"cells of the held-out {held_out}, which is of another drug and tissue: {agreement:.1%} predicted as labelled "
         f"(calling every cell the majority label: {majority:.1%})"
     )
-    console.print(f"\nfinished in {time.perf_counter() - steps.start:.0f} s; everything is in {folder}/")
+    _say_what_is_there(folder, time.perf_counter() - steps.start)
+
+
+def _say_what_is_there(folder: Path, seconds: float) -> None:
+    console.print(f"\nfinished in {seconds:.0f} s; everything is in {folder}/")
     for name, what in (
         ("picture.png", "cells of the held-out study by label and by call, and the benchmark"),
         ("report.html", "one page: data, splits, tables with intervals, figures"),

@@ -8,7 +8,7 @@ import typer
 
 from scdrugmap.cli._console import console, print_json
 from scdrugmap.cli._exit import PARTLY, USAGE
-from scdrugmap.spec import ReproduceSpec
+from scdrugmap.study.spec import ReproduceSpec
 
 
 def run_reproduce(spec: ReproduceSpec, as_json: bool) -> None:

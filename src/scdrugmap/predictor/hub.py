@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scdrugmap._errors import OfflineError
+from scdrugmap.predictor.folder import fill
 from scdrugmap.predictor.representation import NetworkRepresentation
 from scdrugmap.predictor.storage import dump_head, write_folder
 
@@ -38,7 +39,7 @@ def push(predictor: Any, repo_id: str, *, token: str | None, private: bool, endp
             if kept is not None and Path(kept).exists():
                 representation.checkpoint = None
         try:
-            write_folder(path, lambda p: predictor._fill(p, head_meta, head_arrays, None), overwrite=False)
+            write_folder(path, lambda p: fill(predictor, p, head_meta, head_arrays), overwrite=False)
         finally:
             if isinstance(representation, NetworkRepresentation):
                 representation.checkpoint = kept

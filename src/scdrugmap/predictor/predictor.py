@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pandas as pd
 
-from scdrugmap import __version__, _anndata
+from scdrugmap import _anndata
 from scdrugmap._cohort import call
 from scdrugmap._device import Engine
 from scdrugmap._errors import CheckpointError, InputError, InputTypeError, ScDrugMapError
@@ -19,21 +18,16 @@ from scdrugmap._keys import CLASSES, KEYS
 from scdrugmap.heads.adapt import Adaptation
 from scdrugmap.heads.crossfit import margins
 from scdrugmap.heads.make import head_on
+from scdrugmap.predictor.folder import fill, read_parts
 from scdrugmap.predictor.origin import compare_columns
 from scdrugmap.predictor.query import judge_query
 from scdrugmap.predictor.representation import (
-    FittedRepresentation,
-    NetworkRepresentation,
-    ObsmRepresentation,
     Representation,
 )
 from scdrugmap.predictor.storage import (
     MANIFEST,
     dump_head,
-    load_head,
-    read_arrays,
     read_manifest,
-    write_arrays,
     write_folder,
 )
 from scdrugmap.trust.calibration import Calibrator
@@ -46,11 +40,6 @@ from scdrugmap.trust.worth import refuse_worthless
 if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
-
-_EXTRAS: Mapping[str, Any] = {
-    "calibration": Calibrator, "conformal": ConformalSets, "ood": OutOfDomain, "errors": SampleErrors,
-    "shift": ShiftReference,
-}  # fmt: skip
 
 
 @dataclass(eq=False, repr=False)
@@ -330,7 +319,7 @@ class ResponsePredictor:
             If something else has the name.
         """
         head_meta, head_arrays = dump_head(self.head)
-        write_folder(Path(path), lambda folder: self._fill(folder, head_meta, head_arrays, None), overwrite=overwrite)
+        write_folder(Path(path), lambda folder: fill(self, folder, head_meta, head_arrays), overwrite=overwrite)
 
     def push_to_hub(
         self,
@@ -403,48 +392,6 @@ class ResponsePredictor:
         folder = pull(repo_id, revision=revision, token=token, endpoint=endpoint)
         return load_predictor(folder, checkpoint=checkpoint)  # type: ignore[return-value]
 
-    def _fill(
-        self, folder: Path, head_meta: dict[str, Any], head_arrays: dict[str, np.ndarray], checkpoint: str | None
-    ) -> dict[str, Any]:
-        """Write the files of the predictor and return its manifest."""
-        representation = self.representation
-        meta: dict[str, Any] = {"kind": representation.kind, **representation.meta()}
-        genes = list(getattr(representation, "genes", []))
-        if isinstance(representation, NetworkRepresentation):
-            if representation.adapted:
-                from scdrugmap.lora.adapters import save_adapter
-
-                save_adapter(representation.load(), folder)
-            meta["checkpoint"] = checkpoint or meta["checkpoint"]
-        write_arrays(folder / "head.safetensors", head_arrays)
-        model_texts = write_arrays(folder / "model.safetensors", representation.arrays())
-        extras: dict[str, np.ndarray] = {}
-        for name in _EXTRAS:
-            part = getattr(self, name)
-            if part is not None:
-                extras |= {f"{name}.{k}": v for k, v in part.state().items()}
-        if self.adaptation is not None:
-            extras |= {f"adaptation.{k}": v for k, v in self.adaptation.arrays.items()}
-        write_arrays(folder / "extras.safetensors", extras)
-        (folder / "README.md").write_text(self.card, encoding="utf-8")
-        return {
-            "scdrugmap": __version__,
-            "labels": {str(i): name for i, name in enumerate(CLASSES)},
-            "threshold": self.threshold,
-            "head": head_meta,
-            "representation": meta,
-            "calibration": self.calibration and {"method": self.calibration.method},
-            "conformal": self.conformal
-            and {"categories": self.conformal.categories, "coverage": self.conformal.coverage, "by": self.conformal_by},
-            "ood": self.ood and {"threshold": self.ood.threshold, "n_neighbors": self.ood.n_neighbors},
-            "errors": self.errors and {},
-            "shift": self.shift and self.shift.meta(),
-            "adaptation": self.adaptation and {"kind": self.adaptation.kind, "studies": list(self.adaptation.studies)},
-            "training": self.training,
-            "genes": genes,
-            "model_texts": model_texts,
-        }
-
     def _category(self, adata: Any) -> np.ndarray | None:
         """Mondrian category of every cell of the query."""
         if self.conformal is None or not self.conformal.mondrian:
@@ -492,61 +439,9 @@ def load_predictor(path: str | Path, *, checkpoint: str | Path | None = None, mo
     folder = Path(path).expanduser()
     manifest = read_manifest(folder)
     try:
-        return _assemble(folder, manifest, checkpoint, model)
+        return ResponsePredictor(**read_parts(folder, manifest, checkpoint, model))
     except ScDrugMapError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         found = f"{folder / MANIFEST}: {type(error).__name__}: {error}"
         raise CheckpointError("path", found, "what .save() wrote", "copy the folder again.") from error
-
-
-def _assemble(
-    folder: Path, manifest: Mapping[str, Any], checkpoint: str | Path | None, model: Any
-) -> ResponsePredictor:
-    """Put the predictor together from its files."""
-    extras = read_arrays(folder / "extras.safetensors")
-    parts: dict[str, Any] = {}
-    for name, kind in _EXTRAS.items():
-        meta = manifest.get(name)  # an earlier version knew the first three
-        arrays = {k.removeprefix(f"{name}."): v for k, v in extras.items() if k.startswith(f"{name}.")}
-        if meta is not None:
-            parts[name] = kind.from_state(meta["method"] if name == "calibration" else meta, arrays)
-    about = manifest.get("adaptation")
-    if about is not None:
-        arrays = {k.removeprefix("adaptation."): v for k, v in extras.items() if k.startswith("adaptation.")}
-        parts["adaptation"] = Adaptation(about["kind"], arrays, tuple(about["studies"]))
-    return ResponsePredictor(
-        load_head(manifest["head"], read_arrays(folder / "head.safetensors")),
-        _load_representation(folder, manifest, checkpoint, model),
-        **parts,
-        conformal_by=(manifest["conformal"] or {}).get("by"),
-        training=manifest["training"],
-        threshold=float(manifest["threshold"]),
-    )
-
-
-def _load_representation(
-    folder: Path, manifest: Mapping[str, Any], checkpoint: str | Path | None, model: Any
-) -> Representation:
-    """Rebuild what the head looks at."""
-    meta = dict(manifest["representation"])
-    kind = meta.pop("kind")
-    if kind == "network":
-        network = NetworkRepresentation.from_meta(meta, manifest["genes"])
-        if checkpoint is not None:
-            network.checkpoint = str(checkpoint)
-        if model is not None:
-            network.model = network.verified(model)
-        elif checkpoint is not None or network.adapted:
-            network.load()
-        if network.adapted:
-            from scdrugmap.lora.adapters import load_adapter
-
-            load_adapter(network.load(), folder)
-        return network
-    if checkpoint is not None or model is not None:
-        raise InputError("checkpoint", str(checkpoint), f"None: this predictor uses {kind}", "leave it out.")
-    if kind == "fitted":
-        arrays = read_arrays(folder / "model.safetensors", manifest["model_texts"])
-        return FittedRepresentation.from_meta(meta, arrays)
-    return ObsmRepresentation.from_meta(meta)

@@ -17,9 +17,9 @@ from scdrugmap._cohort import encode
 from scdrugmap._errors import InputError
 from scdrugmap._files import atomic_path
 from scdrugmap._keys import KEYS, SENSITIVE
-from scdrugmap.spec import ReproduceSpec
 from scdrugmap.study.chosen import Chosen
 from scdrugmap.study.missing import Missing
+from scdrugmap.study.spec import ReproduceSpec
 
 #: Labelled cells of other series that examples are drawn from.
 POOL = 400

@@ -21,9 +21,9 @@ from scdrugmap._files import atomic_file, atomic_path, write_json
 from scdrugmap._keys import KEYS
 from scdrugmap.download import ledger
 from scdrugmap.models import registry
-from scdrugmap.spec import ReproduceSpec
-from scdrugmap.study.chosen import Chosen
+from scdrugmap.study.chosen import Chosen, options_of
 from scdrugmap.study.missing import Missing
+from scdrugmap.study.spec import ReproduceSpec
 
 #: Columns that the categories of the paper are values of, and where the catalogue has them as the paper counts them.
 CATEGORIES = {
@@ -179,7 +179,7 @@ def embed_studies(
             if target.exists():
                 continue
             with missing.leaves_the_rest(f"embedding of {key} with {name}"):
-                model = model or registry.load(name, folder)
+                model = model or registry.load(name, folder, **options_of(spec, name))
                 parts = spec.store / "embeddings" / f".{key}-{card.key}"
                 adata = ad.read_h5ad(file)
                 tl.embed(

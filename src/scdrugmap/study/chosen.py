@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from scdrugmap.datasets._catalogue import catalogue, find_study, sources_of
 from scdrugmap.download.catalog import normalise
 from scdrugmap.models import registry
-from scdrugmap.spec import ReproduceSpec
+from scdrugmap.study.spec import ReproduceSpec
 
 if TYPE_CHECKING:
     from scdrugmap.models.card import ModelCard
@@ -66,7 +66,7 @@ def choose(spec: ReproduceSpec) -> Chosen:
     for name in spec.lora_models or ():
         registry.info(name)
     wanted = [f for f in spec.figures if f in COLLECTIONS]
-    collections = [c for c in ("primary", "external") if c in {COLLECTIONS[f] for f in wanted}]
+    collections: list[str] = [c for c in ("primary", "external") if c in {COLLECTIONS[f] for f in wanted}]
     if spec.predictors and "primary" not in collections:
         collections.insert(0, "primary")
     table = catalogue()
@@ -80,6 +80,11 @@ def choose(spec: ReproduceSpec) -> Chosen:
         table = table[~later].copy()
     table["entry"] = [_entry(row, spec.source) for _, row in table.iterrows()]
     kinds = {kind: [c for c in cards if c.kind == kind] for kind in ("network", "fitted", "prompt")}
+    # What no figure shows is neither fetched nor asked.
+    if not spec.predictors and not {"2", "3", "4", "6", "7"} & set(spec.figures):
+        kinds["network"] = []
+    if "5" not in spec.figures or "prompt" not in spec.strategy:
+        kinds["prompt"] = []
     return Chosen(table, kinds["network"], kinds["fitted"], kinds["prompt"], [str(c) for c in collections])
 
 
@@ -94,6 +99,20 @@ def _entry(row: pd.Series, source: str) -> str:
     known = sources_of(row)
     wanted = ("published", "geo") if source == "auto" else (source,)
     return next((known[s] for s in wanted if s in known), "")
+
+
+def options_of(spec: ReproduceSpec, name: str) -> dict[str, Any]:
+    """Options of a model that the specification gives, under any spelling of its name.
+
+    Parameters
+    ----------
+    spec
+        The run.
+    name
+        Name on the card.
+    """
+    given = {registry.info(n).name: values for n, values in (spec.embed_options or {}).items()}
+    return dict(given.get(name, {}))
 
 
 def short_list(names: list[str], most: int = 6) -> str:

@@ -16,9 +16,11 @@ from scdrugmap._files import atomic_path
 from scdrugmap._keys import KEYS
 from scdrugmap.datasets import catalogue
 from scdrugmap.evaluation.result.result import BenchmarkResult
-from scdrugmap.spec import ReproduceSpec
+from scdrugmap.models import registry
+from scdrugmap.study.chosen import options_of
 from scdrugmap.study.grids import Job
 from scdrugmap.study.missing import Missing
+from scdrugmap.study.spec import ReproduceSpec
 
 if TYPE_CHECKING:
     from scdrugmap.study.chosen import Chosen
@@ -132,9 +134,9 @@ def measured(
         file = spec.store / "profile" / f"{name}.parquet"
         with missing.leaves_the_rest(f"speed of {name}"):
             if not file.exists():
-                found = tl.profile(
-                    part, name, checkpoint=checkpoints.get(name), n_cells=SPEED_CELLS, device=spec.device, rng=spec.seed
-                )
+                folder = checkpoints.get(name)
+                model: Any = name if folder is None else registry.load(name, folder, **options_of(spec, name))
+                found = tl.profile(part, model, n_cells=SPEED_CELLS, device=spec.device, rng=spec.seed)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_path(file) as scratch:
                     found.reset_index().to_parquet(scratch, index=False)

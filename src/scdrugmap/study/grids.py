@@ -19,10 +19,10 @@ from scdrugmap._keys import KEYS
 from scdrugmap.evaluation.result.files import load
 from scdrugmap.evaluation.result.result import BenchmarkResult
 from scdrugmap.models import registry
-from scdrugmap.spec import ReproduceSpec
 from scdrugmap.study.answers import Answers
-from scdrugmap.study.chosen import Chosen
+from scdrugmap.study.chosen import Chosen, options_of
 from scdrugmap.study.missing import Missing
+from scdrugmap.study.spec import ReproduceSpec
 
 if TYPE_CHECKING:
     from scdrugmap.models.card import ModelCard
@@ -76,18 +76,24 @@ def jobs(spec: ReproduceSpec, chosen: Chosen, collection: str) -> list[Job]:
         Of the catalogue.
     """
     out = []
-    # The validation figure is pooled and frozen; prompts are shown on the primary collection.
-    settings = [s for s in spec.setting if collection == "primary" or s == "pooled"]
     for preset in spec.presets:
-        for setting in settings:
+        for setting in spec.setting:
             if preset == "published-code" and setting == "cross":
                 continue  # the published code has nothing across studies
             for strategy in spec.strategy:
-                if collection == "external" and strategy != "frozen":
+                if not _shown(spec, collection, setting, strategy):
                     continue
                 models = [c.name for c in tuned(spec, chosen)] if strategy == "lora" else [""]
                 out += [Job(collection, preset, setting, strategy, m) for m in models]
     return out
+
+
+def _shown(spec: ReproduceSpec, collection: str, setting: str, strategy: str) -> bool:
+    """Whether a figure shows it: 2 is pooled, 3 across studies, 5 prompted, 6 the frozen and pooled validation."""
+    if collection == "external":
+        return setting == "pooled" and strategy == "frozen" and "6" in spec.figures
+    figure = "5" if strategy == "prompt" else {"pooled": "2", "cross": "3"}[setting]
+    return figure in spec.figures
 
 
 def tuned(spec: ReproduceSpec, chosen: Chosen) -> list[ModelCard]:
@@ -130,7 +136,7 @@ def run_job(
         return tl.benchmark(cells[rows].copy(), models=kept, **common)
     if job.model not in checkpoints:
         return None
-    options: dict[str, Any] = {"checkpoint": checkpoints[job.model]}
+    options: dict[str, Any] = {"checkpoint": checkpoints[job.model]} | options_of(spec, job.model)
     options |= {k: v for k, v in (("device", spec.device), ("batch_size", spec.batch_size)) if v is not None}
     common["by"] = [b for b in spec.lora_by or spec.by if _has(cells, b)]
     lora = {"epochs": EPOCHS.get(job.model, 3)} | dict(spec.lora_options or {})

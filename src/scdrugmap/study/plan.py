@@ -13,9 +13,9 @@ from scdrugmap import download
 from scdrugmap._errors import ScDrugMapError
 from scdrugmap._logging import get_logger
 from scdrugmap.download.catalog import Entry, licence_line
-from scdrugmap.spec import ReproduceSpec
 from scdrugmap.study.answers import variants
 from scdrugmap.study.chosen import Chosen, choose, short_list
+from scdrugmap.study.spec import ReproduceSpec
 
 #: Seconds that may go into measuring; models that are left are estimated from those that were measured.
 MEASURE_SECONDS = 45.0
@@ -199,12 +199,9 @@ def _hours(spec: ReproduceSpec, chosen: Chosen, cells: int) -> pd.DataFrame:
 
 def _tuned(spec: ReproduceSpec, chosen: Chosen) -> list[Any]:
     """Models that are fine-tuned."""
-    if "lora" not in spec.strategy:
-        return []
-    from scdrugmap.models import registry
+    from scdrugmap.study.grids import tuned
 
-    named = None if spec.lora_models is None else {registry.info(n).name for n in spec.lora_models}
-    return [c for c in chosen.networks if c.lora_targets and (named is None or c.name in named)]
+    return tuned(spec, chosen) if "lora" in spec.strategy and {"2", "3"} & set(spec.figures) else []
 
 
 def speed_table(chosen: Chosen, device: str | None) -> pd.DataFrame:
@@ -260,7 +257,7 @@ def _scaled(card: Any, rows: list[dict[str, Any]], why: str) -> dict[str, Any]:
 
 def _prompts(spec: ReproduceSpec, chosen: Chosen, studies: pd.DataFrame) -> dict[str, Any]:
     """Cells, tokens and money of the prompted models."""
-    if "prompt" not in spec.strategy or not chosen.prompted or not len(studies):
+    if not chosen.prompted or not len(studies):
         return {"cells": 0, "tokens_in": 0, "tokens_out": 0, "cost": 0.0}
     cells = studies["n_cells"].clip(upper=spec.prompt_cells or np.inf).sum() * len(chosen.prompted)
     ways = variants(spec)

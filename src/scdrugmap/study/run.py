@@ -15,7 +15,6 @@ from scdrugmap._errors import SpecError
 from scdrugmap._files import atomic_path, write_json, write_text
 from scdrugmap.datasets import categories
 from scdrugmap.evaluation.result.result import BenchmarkResult
-from scdrugmap.spec import ReproduceSpec
 from scdrugmap.study import figures, grids, tables
 from scdrugmap.study.answers import ask, coverage
 from scdrugmap.study.cells import digests, embed_studies, fetch_checkpoints, join, prepare_studies
@@ -23,6 +22,7 @@ from scdrugmap.study.chosen import Chosen, choose
 from scdrugmap.study.missing import Missing
 from scdrugmap.study.plan import Plan, make_plan
 from scdrugmap.study.shelf import pack
+from scdrugmap.study.spec import ReproduceSpec
 
 
 @dataclass(eq=False)
@@ -175,7 +175,7 @@ def _collection(
 ) -> dict[grids.Job, BenchmarkResult]:  # fmt: skip
     """Every benchmark of one collection, and its few-shot curves."""
     results = {}
-    prompted = "prompt" in spec.strategy and collection == "primary" and bool(chosen.prompted)
+    prompted = collection == "primary" and bool(chosen.prompted)
     answers = ask(spec, chosen, cells, missing) if prompted else {}
     if answers:
         done.tables["prompt_coverage"] = coverage(answers, cells)

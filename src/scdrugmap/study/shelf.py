@@ -14,9 +14,9 @@ import pandas as pd
 from scdrugmap import tl
 from scdrugmap._files import write_json
 from scdrugmap._keys import KEYS
-from scdrugmap.spec import ReproduceSpec
-from scdrugmap.study.chosen import Chosen
+from scdrugmap.study.chosen import Chosen, options_of
 from scdrugmap.study.missing import Missing
+from scdrugmap.study.spec import ReproduceSpec
 
 #: What a predictor is judged by; its floor is the value of calling every cell sensitive.
 METRIC = "f1"
@@ -131,7 +131,11 @@ def _train(
     """Train on all studies of the shelf, calibrated on samples left out, and write it with its card."""
     options: dict[str, Any] = {}
     if score["model"] in checkpoints:
-        options = {"checkpoint": checkpoints[score["model"]], "batch_size": spec.batch_size, "device": spec.device}
+        options = options_of(spec, score["model"]) | {
+            "checkpoint": checkpoints[score["model"]],
+            "batch_size": spec.batch_size,
+            "device": spec.device,
+        }
     samples = part.obs.groupby(KEYS.response, observed=True)[KEYS.sample].nunique().min()
     predictor = tl.train(
         part, model=score["model"], head=HEAD, groups=KEYS.sample, calibrate="sigmoid", conformal=True, ood=True,

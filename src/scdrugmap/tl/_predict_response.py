@@ -164,14 +164,12 @@ def predict_response(
     if strategy == "frozen" and is_prompted(model):
         strategy = "prompt"
     if strategy == "prompt":
-        given = {
+        refused = {
             "predictor": predictor, "use_rep": use_rep, "sample_key": sample_key, "conformal": conformal, "ood": ood,
             "abstain": abstain, "adapt": None if adapt == "none" else adapt, "batch_size": batch_size, "device": device,
             "precision": precision, "checkpoint": checkpoint,
         }  # fmt: skip
-        for name, value in given.items():
-            if value is not None:
-                raise InputError(name, value, "None with strategy='prompt'", "leave it out.")
+        _refuse_given(refused)
         from scdrugmap.tl._prompt_response import prompt_response
 
         return prompt_response(
@@ -185,13 +183,11 @@ def predict_response(
     samples = None if sample_key is None else _anndata.obs_column(main, sample_key, "sample_key").astype(str)
     shots = np.empty(0, dtype=np.int64)
     if predictor is not None:
-        extra = [k for k, v in {"model": model, "use_rep": use_rep, "reference": reference}.items() if v is not None]
-        extra += ["n_shots"] * bool(n_shots) + ["adapt"] * (adapt != "none") + list(options)
-        if extra:
-            raise InputError("predictor", f"predictor with {', '.join(extra)}", "either", "leave one of the two out.")
-        from scdrugmap.tl._train import load_any
-
-        trained = load_any(predictor, checkpoint)
+        given = {
+            "model": model, "use_rep": use_rep, "reference": reference, "n_shots": n_shots or None,
+            "adapt": None if adapt == "none" else adapt, **options,
+        }  # fmt: skip
+        trained = _given(predictor, checkpoint, given)
     else:
         trained, shots = _train_here(
             edit.root, main, model, use_rep, reference, strategy, n_shots, shot_unit, shot_weight, label_key, samples, seed, mod,
@@ -276,6 +272,23 @@ def _sample_table(score: pd.Series, samples: pd.Series, trained: ResponsePredict
             "patients differ. Train with groups=."
         )
     return sample_calls(score, samples, threshold=trained.threshold, errors=errors)
+
+
+def _given(predictor: Any, checkpoint: Any, beside: Mapping[str, Any]) -> ResponsePredictor:
+    """Return the predictor that was passed; nothing that would train another one may stand beside it."""
+    from scdrugmap.tl._train import load_any
+
+    extra = [name for name, value in beside.items() if value is not None]
+    if extra:
+        raise InputError("predictor", f"predictor with {', '.join(extra)}", "either", "leave one of the two out.")
+    return load_any(predictor, checkpoint)
+
+
+def _refuse_given(arguments: Mapping[str, Any]) -> None:
+    """Refuse what a chat model cannot be told."""
+    for name, value in arguments.items():
+        if value is not None:
+            raise InputError(name, value, "None with strategy='prompt'", "leave it out.")
 
 
 def is_prompted(model: Any) -> bool:

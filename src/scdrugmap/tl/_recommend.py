@@ -199,8 +199,9 @@ def _cost(
     if card.kind != "network" or seconds == 0:
         return {}
     room = psutil.virtual_memory().available
-    if (card.n_parameters or 0) * 4 * 1.5 > room:
-        return {"note": f"not measured: needs {(card.n_parameters or 0) * 6e-9:.1f} GB, {room / 1e9:.1f} GB are free"}
+    need = (card.n_parameters or 0) * 4 * 1.5
+    if need > room:
+        return {"note": f"not measured: needs {need / 1e9:.1f} GB, {room / 1e9:.1f} GB are free"}
     genes = _anndata.gene_ids(cells)
     try:
         folder = checkpoint or _on_this_machine(card)
@@ -298,8 +299,8 @@ def _probe(
     try:
         result = benchmark(
             part, models=models, head="logistic", n_folds=5, baselines=["all_sensitive"], layer=layer, rng=seed,
-            embed_options=options, metrics=[metric], levels=("cell",), progress=False, label_key=keys["label_key"],
-            study_key=keys["study_key"], sample_key=keys["sample_key"],
+            embed_options=options, metrics=[metric], levels=("cell",), progress=False,
+            label_key=keys["label_key"], study_key=keys["study_key"], sample_key=keys["sample_key"],
         )  # fmt: skip
     except InputError as error:
         return pd.DataFrame(), f"these labels and samples allow no probe ({error})"
