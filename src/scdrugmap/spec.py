@@ -102,10 +102,8 @@ class Spec(BaseModel):
             name = str(first["loc"][0]) if first["loc"] else "specification"
             if first["type"] == "missing" and name in cls.model_fields:
                 field = cls.model_fields[name]
-                flag = extra_of(field).get("flag", [f"--{name.replace('_', '-')}"])[-1]
-                raise SpecError(
-                    name, "nothing", field.description or name, f"pass {'a file' if name == 'input' else flag}."
-                ) from None
+                fix = f"pass {extra_of(field).get('flag', ['--' + name])[0] if name != 'input' else 'a file'}."
+                raise SpecError(name, "nothing", field.description or name, fix) from None
             known = ", ".join(cls.model_fields)
             message = first["msg"].removeprefix("Value error, ")
             raise SpecError(name, first.get("input"), message, f"the fields are {known}.") from None
