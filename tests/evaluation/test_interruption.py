@@ -28,7 +28,7 @@ rng = np.random.default_rng(0)
 y = np.repeat(np.arange(12) % 2, 8)
 adata = ad.AnnData(rng.poisson(2 + y[:, None], (96, 30)).astype("float32"))
 adata.obs["sample"] = np.repeat([f"s{i}" for i in range(12)], 8)
-adata.obs["response"] = y
+adata.obs["response"] = np.where(y == 1, "sensitive", "resistant")
 adata.obsm["X_log"] = np.log1p(adata.X)
 
 def slow(train, test, seed):

@@ -224,7 +224,7 @@ def empty_cell(model: NetworkModel, X: sparse.csr_matrix, genes: Genes) -> None:
     if model.open_vocabulary:
         wide, names = wide[:-1, :-1], genes
     # A group of their own: what they do to cells beside them is an option of some models.
-    options = {"groups": np.r_[np.zeros(n), np.ones(wide.shape[0] - n)]} if isinstance(model, GroupModel) else {}
+    options = {"context": np.r_[np.zeros(n), np.ones(wide.shape[0] - n)]} if isinstance(model, GroupModel) else {}
     values = embed(model, wide, names, **options)
     assert values.shape == (wide.shape[0], model.dim), f"shape {values.shape} instead of one row per cell"
     assert_close(values[:n], embed(model, X, genes), "beside an empty cell")

@@ -108,7 +108,7 @@ def benchmark(
     by
         Column of ``obs`` whose values are the categories, or a list of columns (``None`` in it: all cells together).
     label_key, study_key, sample_key, patient_key
-        Columns of ``obs``. Labels are ``"sensitive"``/``"resistant"``, 0/1 or booleans. Samples (and patients) of different
+        Columns of ``obs``. Labels are ``"sensitive"``/``"resistant"`` in any case. Samples (and patients) of different
         studies are different, whatever their names.
     split
         What stays whole: ``"sample"``, ``"study"``, ``"patient"`` or any column; with ``setting="cross"`` what is left out one by
