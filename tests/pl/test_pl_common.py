@@ -56,10 +56,10 @@ def test_every_figure_shows_the_floor(name, result):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_split_of_cells_says_so(name, leaky):
-    part = leaky.select(split="cell")
+    part = leaky.select(split="cell", by="cancer_type")
     title = texts(getattr(sd.pl, name)(part).figure)
     assert "split by cell (cells of one sample on both sides)" in title
-    assert "both sides" not in texts(getattr(sd.pl, name)(leaky.select(split="sample")).figure)
+    assert "both sides" not in texts(getattr(sd.pl, name)(leaky.select(split="sample", by="cancer_type")).figure)
 
 
 @pytest.mark.parametrize("name", [*CURVES, "critical_difference"])

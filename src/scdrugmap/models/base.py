@@ -190,7 +190,12 @@ class NetworkModel(Model):
 
     @cached_property
     def digest(self) -> str:
-        """One SHA-256 over the checkpoint's files."""
+        """One SHA-256 over the checkpoint's files, or over the weights of a model that was read from none."""
+        if not hasattr(self, "digests"):
+            digest = hashlib.sha256()
+            for name, tensor in sorted(self.network.state_dict().items()):
+                digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            return digest.hexdigest()
         text = "\n".join(f"{name} {value}" for name, value in sorted(self.digests.items()))
         return hashlib.sha256(text.encode()).hexdigest()
 

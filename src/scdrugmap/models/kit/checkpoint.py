@@ -56,13 +56,20 @@ def load_pickle(path: Path) -> Any:
         ) from error
 
 
-def load_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file of a checkpoint, whose content has names.
+def load_json(path: Path, kind: type = dict) -> Any:
+    """Read a JSON file of a checkpoint.
+
+    Parameters
+    ----------
+    path
+        The file.
+    kind
+        What it holds: ``dict`` for names and values, or ``list``.
 
     Raises
     ------
     CheckpointError
-        If the file is no JSON, or holds anything but an object.
+        If the file is no JSON, or holds something else.
     """
     try:
         content = json.loads(path.read_text())
@@ -70,11 +77,11 @@ def load_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             "checkpoint", f"{path.name}: {error}", "valid JSON", "replace the file by the official one."
         ) from error
-    if not isinstance(content, dict):
+    if not isinstance(content, kind):
         raise CheckpointError(
             "checkpoint",
             f"{path.name} with a {type(content).__name__}",
-            "a JSON object (names and values)",
+            "a JSON object (names and values)" if kind is dict else f"a JSON {kind.__name__}",
             "replace the file by the official one.",
         )
     return content
