@@ -115,6 +115,7 @@ def test_lora_trains_saves_loads_and_predicts(tmp_path, checkpoint):
     predictor = sd.tl.train(
         adata,
         "Tiny-test",
+        head="published",
         checkpoint=checkpoint,
         lora_options=options,
         conformal=0.8,
