@@ -441,6 +441,9 @@ def _try_writing(part: Any, slot: str) -> None:
     import h5py
     from anndata.io import write_elem
 
+    if isinstance(part, pd.DataFrame):  # as the writers do with columns of text, in which values may be missing
+        text = [c for c in part if part[c].dtype == object and pd.api.types.infer_dtype(part[c]) == "string"]
+        part = part.astype(dict.fromkeys(text, "category")) if part.columns.is_unique else part
     try:
         with warnings.catch_warnings(), h5py.File("probe", "w", driver="core", backing_store=False) as file:
             warnings.simplefilter("ignore")

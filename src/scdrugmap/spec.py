@@ -96,7 +96,8 @@ class Spec(BaseModel):
         try:
             return cls(**merged)
         except ValidationError as error:
-            first = error.errors()[0]
+            # a misspelt name explains the one that is missing
+            first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
             if isinstance(first.get("ctx", {}).get("error"), SpecError):
                 raise first["ctx"]["error"] from None
             name = str(first["loc"][0]) if first["loc"] else "specification"

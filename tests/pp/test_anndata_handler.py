@@ -102,3 +102,9 @@ def test_missing_obs_column_lists_those_that_are_there(adata):
     with pytest.raises(MissingKeyError, match="'a'") as error:
         _anndata.obs_column(adata, "b", "groups")
     assert error.value.argument == "groups"
+
+
+def test_missing_text_can_be_written():
+    """The writers turn text with gaps into categories first; so does the probe."""
+    obs = pd.DataFrame({"patient": ["a", None, np.nan]}, index=list("abc"))
+    _anndata.writable(anndata.AnnData(np.ones((3, 1)), obs=obs))
