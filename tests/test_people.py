@@ -136,12 +136,12 @@ def test_command_refuses_before_it_computes(adata, tmp_path, monkeypatch):
         var.create_dataset("_index", data=["x"] * adata.n_vars, dtype=h5py.string_dtype())
         var["_index"].attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
         var.attrs["column-order"] = [*var.attrs["column-order"], "_index"]
-    from scdrugmap.cli._runs import run_embed
+    from scdrugmap.cli._runs import run
     from scdrugmap.spec import EmbedSpec
 
     monkeypatch.setattr(sd.tl, "embed", None)
     with pytest.raises(InputError, match=r"raw\.var.*_index"):
-        run_embed(EmbedSpec(input=tmp_path / "in.h5ad", output=tmp_path / "out.h5ad", model=["pca"]))
+        run(EmbedSpec(input=tmp_path / "in.h5ad", output=tmp_path / "out.h5ad", model=["pca"]))
 
 
 def test_part_of_a_backed_object_is_refused_before_anything_is_computed(adata, tmp_path):
@@ -153,9 +153,9 @@ def test_part_of_a_backed_object_is_refused_before_anything_is_computed(adata, t
 
 
 def test_moved_checkpoint_is_named_and_given(adata, tmp_path, monkeypatch):
-    from scdrugmap import predictor
     from scdrugmap.cli import _runs
     from scdrugmap.models import registry
+    from scdrugmap.predictor import predictor
     from scdrugmap.spec import PredictSpec
 
     with pytest.raises(InputError, match=r"load_predictor\(folder, checkpoint=.*predict --checkpoint"):
@@ -168,14 +168,13 @@ def test_moved_checkpoint_is_named_and_given(adata, tmp_path, monkeypatch):
         given.update(path=path, checkpoint=checkpoint)
         raise InputError("x", 1, "2", "3")
 
-    monkeypatch.setattr(sd, "load_predictor", load)
+    monkeypatch.setattr(predictor, "load_predictor", load)
     spec = PredictSpec(
         input=tmp_path / "in.h5ad", output=tmp_path / "o.csv", predictor=tmp_path / "p", checkpoint=tmp_path / "c"
     )
     with pytest.raises(InputError):
-        _runs.run_predict(spec)
+        _runs.run(spec)
     assert given == {"path": tmp_path / "p", "checkpoint": tmp_path / "c"}
-    assert predictor is not None
 
 
 def test_ensembl_versions_of_two_studies(adata):
@@ -206,7 +205,7 @@ def test_counts_beside_log_values_are_named(adata):
     logged = adata.copy()
     logged.raw = adata.copy()
     logged.X = sparse.csr_matrix(np.log1p(adata.X.toarray()))
-    with pytest.raises(InputError, match=r"no counts in logged.*layer=\"raw\""):
+    with pytest.raises(InputError, match=r"no counts in logged.*layer='raw'"):
         sd.pp.concat_studies({"counts": adata, "logged": logged})
     both = sd.pp.concat_studies({"logged": logged, "b": logged.copy()}, layer="raw")
     assert (both.X[: adata.n_obs] != adata.X).nnz == 0

@@ -47,7 +47,7 @@ def expression(adata: Any, layer: str | None, rows: np.ndarray) -> tuple[sparse.
         X = _anndata.counts(adata, layer)
     except InputError:
         return None
-    return CountSource(X)[rows], identifiers(_anndata.gene_ids(adata)).astype(str)
+    return CountSource(X)[rows], identifiers(_anndata.gene_ids(adata, layer)).astype(str)
 
 
 def learn_reference(

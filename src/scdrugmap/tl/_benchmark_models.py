@@ -241,9 +241,12 @@ def check_train(model: str, options: Mapping[str, Any]) -> None:
     from scdrugmap.models import registry
 
     kind: Any = registry.get(model)
-    known = {*inspect.signature(tl.train).parameters, *kind.Options.model_fields, "recipe", "groups"} - {
-        "model_options"
-    }
+    known = {
+        *inspect.signature(tl.train).parameters,
+        *getattr(getattr(kind, "Options", None), "model_fields", ()),
+        "recipe",
+        "groups",
+    } - {"model_options"}
     for name in options:
         if name not in known:
             raise UnknownNameError("embed_options", name, sorted(known), f"options of {model!r} for strategy='lora'.")
