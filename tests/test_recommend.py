@@ -16,12 +16,12 @@ from scdrugmap.tl._recommend import drawn, verdict
 
 def cells(knows: bool):
     rng = np.random.default_rng(0)
-    adata = sd.datasets.simulate(n_studies=1, n_cells=240, n_genes=60, rng=0)
-    adata.obs["sample"] = np.repeat([f"s{i}" for i in range(12)], 20)
-    adata.obs["response"] = np.repeat(["resistant", "sensitive"] * 6, 20)
+    adata = sd.datasets.simulate(n_studies=1, n_cells=480, n_genes=60, rng=0)
+    adata.obs["sample"] = np.repeat([f"s{i}" for i in range(48)], 10)
+    adata.obs["response"] = np.repeat(["resistant", "sensitive"] * 24, 10)
     adata.X = rng.poisson(2, adata.shape).astype("float32")
     truth = (adata.obs["response"] == "sensitive").to_numpy()[:, None]
-    adata.obsm["X_scgpt"] = rng.normal(size=(240, 3)) + 9 * knows * truth
+    adata.obsm["X_scgpt"] = rng.normal(size=(480, 3)) + 9 * knows * truth
     return adata
 
 
