@@ -142,7 +142,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(whole, mirror, tmp_path, 
 def test_what_fails_is_listed_and_leaves_the_rest(mirror, tmp_path, monkeypatch):
     entry = catalog.entries("datasets")["GSE163836"]
     broken = entry.files[0].model_copy(update={"urls": (f"{mirror.base}/nowhere.csv",)})
-    monkeypatch.setitem(catalog.entries("datasets"), "GSE163836", entry.model_copy(update={"files": (broken,)}))
+    monkeypatch.setitem(catalog._ADDED["datasets"], "GSE163836", entry.model_copy(update={"files": (broken,)}))
     from scdrugmap.download import transfer
 
     monkeypatch.setattr(transfer, "BACKOFF", (0.0, 0.0))

@@ -40,7 +40,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         except KeyError:
             pytest.skip("PostgreSQL needs an account other than root")
         as_user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-        for place in (folder, *folder.parents[:2]):
+        for place in (folder, *folder.parents[:3]):
             place.chmod(0o755)
         os.chown(folder, account.pw_uid, account.pw_gid)
     data = folder / "data"
