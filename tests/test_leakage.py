@@ -202,15 +202,21 @@ def test_end_to_end_models_never_see_the_labels_of_test_cells(monkeypatch):
     adata = cohort(0)
     seen = []
 
-    def predict_response(query, predictor=None, **kwargs):
-        seen.append((set(query.obs_names), "response" in query.obs, predictor))
-        query.obs["response_score"] = np.float32(0.7)
+    class Trained:
+        def __init__(self, names):
+            self.names = names
+
+        def features(self, query, **kwargs):
+            seen.append((set(query.obs_names), "response" in query.obs, self.names))
+            return np.zeros((query.n_obs, 1), np.float32)
+
+        def predict_features(self, X, **kwargs):
+            return pd.DataFrame({"score": np.full(len(X), 0.7, np.float32)})
 
     def train(reference, **kwargs):
         assert kwargs["groups"] == "sample"
-        return set(reference.obs_names)
+        return Trained(set(reference.obs_names))
 
-    monkeypatch.setattr(sd.tl, "predict_response", predict_response, raising=False)
     monkeypatch.setattr(sd.tl, "train", train, raising=False)
 
     class Tuned:
