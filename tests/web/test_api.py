@@ -148,7 +148,7 @@ def test_errors_have_one_form(http: Any) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"checkpoint": "/etc/passwd"}, {"device": "cuda"}, {"store": "/tmp/x"}, {"output": "x"}, {"nonsense": 1}],
+    [{"checkpoint": "/etc/passwd"}, {"device": "cuda"}, {"store": "elsewhere"}, {"output": "x"}, {"nonsense": 1}],
 )
 def test_a_visitor_names_no_place_of_the_server(http: Any, options: dict[str, Any]) -> None:
     from scdrugmap.web.kinds import find
