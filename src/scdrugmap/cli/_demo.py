@@ -10,7 +10,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from scdrugmap._errors import ScDrugMapWarning
-from scdrugmap.cli._console import console
+from scdrugmap.cli._console import console, progress
 from scdrugmap.cli._io import write_frame
 from scdrugmap.cli._picture import draw_demo
 from scdrugmap.cli._runs import print_summary
@@ -36,7 +36,11 @@ class Steps:
     def __init__(self) -> None:
         self.start = self.said = time.perf_counter()
         self.bar = Progress(
-            TextColumn("{task.description:58}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+            TextColumn("{task.description:58}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=progress,
         )
         self.task = self.bar.add_task("", total=len(STEPS))
         self.names = iter(STEPS)
@@ -59,15 +63,15 @@ class Steps:
 
     def unit(self, outcome: Any, done: int, total: int) -> None:
         """Take one finished unit of a benchmark."""
-        if console.is_terminal or time.perf_counter() - self.said >= SILENCE:
+        if progress.is_terminal or time.perf_counter() - self.said >= SILENCE:
             self.tell(f"{self.name}: {done} of {total} ({outcome.unit.model})")
 
     def tell(self, text: str) -> None:
         """Show what goes on."""
         self.said = time.perf_counter()
         self.bar.update(self.task, description=text)
-        if not console.is_terminal:
-            console.print(f"[{self.said - self.start:5.1f} s] {text}")
+        if not progress.is_terminal:
+            progress.print(f"[{self.said - self.start:5.1f} s] {text}")
 
 
 def run_demo(folder: Path, seed: int) -> None:
