@@ -82,10 +82,10 @@ def test_the_example_can_be_typed(path, monkeypatch):
 def test_examples_run_in_their_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sd.settings, "cache_dir", tmp_path / "cache")
-    cells = sd.datasets.simulate(n_studies=2, n_cells=240, n_genes=80, rng=0)
+    cells = sd.datasets.simulate(n_studies=2, n_cells=160, n_genes=60, rng=0)
     cells.write_h5ad("cells.h5ad")
     for name in ("first=a", "second=b"):
-        cells[:100].copy().write_h5ad(name.split("=")[1] + ".h5ad")
+        cells[:60].copy().write_h5ad(name.split("=")[1] + ".h5ad")
     for path in (
         ("check",), ("embed",), ("train",), ("predict",), ("concat",), ("models", "list"), ("models", "info"),
         ("datasets", "list"), ("datasets", "info"), ("cache", "list"), ("cache", "size"), ("cache", "clear"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 import warnings
 from pathlib import Path
@@ -154,9 +155,23 @@ def _say_what_is_there(folder: Path, seconds: float) -> None:
         ("predictor/", "the trained predictor with its card"),
     ):
         console.print(f"  {name:12} {what}")
-    console.print(
-        "\nnext, on your own cells (raw counts; obs: response, sample, study):\n"
-        "  scdrugmap check cells.h5ad\n"
-        "  scdrugmap benchmark cells.h5ad --model pca --setting cross -o results\n"
-        "  scdrugmap models list"
-    )
+    console.print("\nnext, as they stand or with your own cells (raw counts; obs: response, sample, study):")
+    for line in next_commands(folder):
+        # A line of its own that can be copied, however narrow the terminal is.
+        console.print(f"  {line}", soft_wrap=True, highlight=False)
+
+
+def next_commands(folder: Path) -> list[str]:
+    """Commands that run on what the demonstration left.
+
+    Parameters
+    ----------
+    folder
+        Of the demonstration.
+    """
+    cells, predictor = shlex.quote(str(folder / "cells.h5ad")), shlex.quote(str(folder / "predictor"))
+    return [
+        f"scdrugmap check {cells}",
+        f"scdrugmap predict {cells} --predictor {predictor} --sample-key sample -o calls.csv",
+        f"scdrugmap benchmark {cells} --model pca --setting cross -o results",
+    ]

@@ -89,8 +89,8 @@ def profile(
         heading = HEADINGS.get(column, column.replace("_", " "))
         panel.set_title(heading, fontsize="medium", loc="left" if word else "center")
         panel.set_ylim(len(table) - 0.4, -0.6)
-        panel.tick_params(axis="y", left=False, labelleft=panel is panels[0])
-    panels[0].set_yticks(range(len(table)), table.index.astype(str), fontsize="small")
+        names = table.index.astype(str) if panel is panels[0] else [""] * len(table)
+        panel.set_yticks(range(len(table)), names, fontsize="small")
     if "device" in table:
         devices = ", ".join(map(str, pd.unique(table["device"])))
         panels[-1].annotate(
