@@ -171,17 +171,18 @@ def embed_studies(
     """
     for name, folder in checkpoints.items():
         card = registry.info(name)
-        if all(_embedding(spec, key, card.key).exists() for key in studies):
+        if all(embedding_file(spec, key, card.key).exists() for key in studies):
             continue
         model: Any = None
-        for key, file in studies.items():
-            target = _embedding(spec, key, card.key)
+        with missing.leaves_the_rest(f"model {name}"):
+            model = registry.load(name, folder, **options_of(spec, name))
+        for key, file in studies.items() if model is not None else ():
+            target = embedding_file(spec, key, card.key)
             if target.exists():
                 continue
             with missing.leaves_the_rest(f"embedding of {key} with {name}"):
-                model = model or registry.load(name, folder, **options_of(spec, name))
                 parts = spec.store / "embeddings" / f".{key}-{card.key}"
-                adata = ad.read_h5ad(file)
+                adata = ad.read_h5ad(file, backed="r")
                 tl.embed(
                     adata, model, key_added="found", context=KEYS.sample if card.context == "group" else None,
                     store=parts, batch_size=spec.batch_size, device=spec.device, rng=spec.seed, progress=False,
@@ -192,52 +193,15 @@ def embed_studies(
                 shutil.rmtree(parts, ignore_errors=True)
 
 
-def _embedding(spec: ReproduceSpec, key: str, model: str) -> Path:
-    return spec.store / "embeddings" / key / f"{model}.npy"
-
-
-def join(spec: ReproduceSpec, chosen: Chosen, studies: Mapping[str, Path], collection: str) -> ad.AnnData | None:
-    """Put the studies of a collection under one another, with the genes that all have, and the embeddings.
+def embedding_file(spec: ReproduceSpec, key: str, model: str) -> Path:
+    """Where the embedding of a study lies.
 
     Parameters
     ----------
-    spec, chosen, studies
-        The run and its files.
-    collection
-        Of the catalogue.
-
-    Returns
-    -------
-    The cells; ``None`` if there is no study. A model that failed on a study has no embedding of its cells (NaN).
+    spec, key, model
+        The run, and the keys of study and model.
     """
-    keys = [k for k in studies if chosen.table.loc[k, "collection"] == collection]
-    if not keys:
-        return None
-    parts = []
-    for key in keys:
-        part = ad.read_h5ad(studies[key])
-        part.obs = part.obs[[c for c in KEPT if c in part.obs]].astype(str).replace("nan", None)
-        part.uns, part.obsm = {}, {}
-        part.var = part.var[[c for c in (KEYS.gene_symbol, KEYS.ensembl_id) if c in part.var]]
-        for layer in list(part.layers):
-            del part.layers[layer]
-        parts.append(part)
-    joined = ad.concat(parts, join="inner", merge="first")
-    for column in joined.obs:
-        joined.obs[column] = joined.obs[column].astype("category")
-    for card in chosen.networks:
-        files = [_embedding(spec, key, card.key) for key in keys]
-        found = [np.load(f) if f.exists() else None for f in files]
-        dim = next((x.shape[1] for x in found if x is not None), None)
-        if dim is None:
-            continue
-        none = [np.full((p.n_obs, dim), np.nan, np.float32) for p in parts]
-        whole = np.concatenate([n if x is None else x for x, n in zip(found, none, strict=True)])
-        joined.obsm[KEYS.embedding(card.key)] = whole
-        joined.uns[card.key] = {
-            "params": {"context": KEYS.sample}, KEYS.provenance: {"model": card.name, "context": KEYS.sample},
-        }  # fmt: skip
-    return joined
+    return spec.store / "embeddings" / key / f"{model}.npy"
 
 
 def digests(spec: ReproduceSpec, studies: Mapping[str, Path], checkpoints: Mapping[str, Path]) -> dict[str, Any]:
@@ -257,10 +221,15 @@ def digests(spec: ReproduceSpec, studies: Mapping[str, Path], checkpoints: Mappi
             provenance = dict(handle["uns"][KEYS.provenance]) if KEYS.provenance in handle["uns"] else {}
             value = provenance["sha256"][()] if "sha256" in provenance else b""
         text = value.decode() if isinstance(value, bytes) else str(value)
-        out["studies"][key] = text or hashlib.sha256(file.read_bytes()).hexdigest()
+        out["studies"][key] = text or _sha256(file)
     for name in checkpoints:
         prefix = f"checkpoints/{registry.info(name).checkpoints[0]}/"
         out["checkpoints"][name] = {
             k.removeprefix(prefix): r.get("sha256", "") for k, r in sorted(records.items()) if k.startswith(prefix)
         }
     return json.loads(json.dumps(out, default=str))
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

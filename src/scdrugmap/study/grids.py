@@ -21,6 +21,7 @@ from scdrugmap.evaluation.result.result import BenchmarkResult
 from scdrugmap.models import registry
 from scdrugmap.study.answers import Answers
 from scdrugmap.study.chosen import Chosen, options_of
+from scdrugmap.study.joined import opened
 from scdrugmap.study.missing import Missing
 from scdrugmap.study.spec import ReproduceSpec
 
@@ -131,17 +132,19 @@ def run_job(
         if not answers:
             return None
         # The coverage table tells how many are not answered; those say nothing about right and wrong.
-        rows = np.flatnonzero(np.all([np.isfinite(a.scores) for a in answers.values()], axis=0))
-        kept = {name: Answers(a.scores[rows]) for name, a in answers.items()}
-        return tl.benchmark(cells[rows].copy(), models=kept, **common)
+        answered = np.all([np.isfinite(a.scores) for a in answers.values()], axis=0)
+        labels = cells.obs[KEYS.response].where(answered)
+        asked = opened(str(cells.filename), cells.obs.assign(**{KEYS.response: labels}))
+        return tl.benchmark(asked, models=dict(answers), **common)
     if job.model not in checkpoints:
         return None
     options: dict[str, Any] = {"checkpoint": checkpoints[job.model]} | options_of(spec, job.model)
     options |= {k: v for k, v in (("device", spec.device), ("batch_size", spec.batch_size)) if v is not None}
     common["by"] = [b for b in spec.lora_by or spec.by if _has(cells, b)]
     lora = {"epochs": EPOCHS.get(job.model, 3)} | dict(spec.lora_options or {})
+    bare = opened(str(cells.filename), cells.obs)
     return tl.benchmark(
-        cells, models=job.model, strategy="lora", lora_options=lora, embed_options={job.model: options}, **common
+        bare, models=job.model, strategy="lora", lora_options=lora, embed_options={job.model: options}, **common
     )
 
 

@@ -17,8 +17,9 @@ from scdrugmap.datasets import categories
 from scdrugmap.evaluation.result.result import BenchmarkResult
 from scdrugmap.study import figures, grids, tables
 from scdrugmap.study.answers import ask, coverage
-from scdrugmap.study.cells import digests, embed_studies, fetch_checkpoints, join, prepare_studies
+from scdrugmap.study.cells import digests, embed_studies, fetch_checkpoints, prepare_studies
 from scdrugmap.study.chosen import Chosen, choose
+from scdrugmap.study.joined import join
 from scdrugmap.study.missing import Missing
 from scdrugmap.study.plan import Plan, make_plan
 from scdrugmap.study.shelf import pack

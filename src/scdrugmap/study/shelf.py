@@ -15,6 +15,7 @@ from scdrugmap import tl
 from scdrugmap._files import write_json
 from scdrugmap._keys import KEYS
 from scdrugmap.study.chosen import Chosen, options_of
+from scdrugmap.study.joined import chosen_rows
 from scdrugmap.study.missing import Missing
 from scdrugmap.study.spec import ReproduceSpec
 
@@ -60,7 +61,9 @@ def pack(
     for drug, tissue, members in shelves(cells):
         name = re.sub(r"[^a-z0-9]+", "-", f"{drug} {tissue}".lower()).strip("-")
         with missing.leaves_the_rest(f"predictor {name}"):
-            part = cells[members].copy()
+            part = chosen_rows(cells, members)
+            part.obsm = {key: np.asarray(X[members]) for key, X in cells.obsm.items()}
+            part.uns = dict(cells.uns)
             row = {"predictor": name, "drug_class": drug, "tissue": tissue, "n_cells": part.n_obs}
             rows.append(row | _one(spec, chosen, part, checkpoints, name))
     table = pd.DataFrame(rows)
