@@ -22,6 +22,7 @@ from scdrugmap._keys import KEYS
 from scdrugmap.download import ledger
 from scdrugmap.models import registry
 from scdrugmap.study.chosen import Chosen, options_of
+from scdrugmap.study.labels import read_labels, with_labels
 from scdrugmap.study.missing import Missing
 from scdrugmap.study.spec import ReproduceSpec
 
@@ -49,7 +50,7 @@ def prepare_studies(spec: ReproduceSpec, chosen: Chosen, missing: Missing) -> di
     File of labelled cells by key.
     """
     out: dict[str, Path] = {}
-    given = _read_labels(spec.labels)
+    given = read_labels(spec.labels)
     for key, row in chosen.table.iterrows():
         name, target = str(key), spec.store / "studies" / f"{key}.h5ad"
         with missing.leaves_the_rest(f"study {name}"):
@@ -57,7 +58,7 @@ def prepare_studies(spec: ReproduceSpec, chosen: Chosen, missing: Missing) -> di
                 raise DownloadError(f"no source of kind {spec.source!r} in the registry")
             if not target.exists():
                 adata = datasets.fetch(name, source=spec.source, accept_licence=True, progress=False)
-                adata = _labelled(_with_labels(adata, given[given["dataset"] == name]))
+                adata = _labelled(with_labels(adata, given[given["dataset"] == name]))
                 _checked(adata, target.with_suffix(".check.json"))
                 pp.harmonize_genes(adata)
                 _describe(adata, name, row)
@@ -66,41 +67,6 @@ def prepare_studies(spec: ReproduceSpec, chosen: Chosen, missing: Missing) -> di
                     adata.write_h5ad(scratch)
             out[name] = target
     return out
-
-
-def _read_labels(file: Path | None) -> pd.DataFrame:
-    """The user's labels for studies that come without."""
-    if file is None:
-        return pd.DataFrame(columns=["dataset", KEYS.response])
-    try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise InputError("labels", f"{file}: {error}", "a CSV file", "check the path and the format.") from None
-    for column in ("dataset", KEYS.response):
-        if column not in table:
-            raise InputError("labels", f"columns {', '.join(table)}", f"a column {column!r}", "add it.")
-    return table
-
-
-def _with_labels(adata: ad.AnnData, table: pd.DataFrame) -> ad.AnnData:
-    """Cells that the user's table names, with its labels; the study as it is where the table does not name it."""
-    if not len(table):
-        return adata
-    if "cell" in table and (table["cell"] != "").all():
-        names: Any = adata.obs_names
-        found = table.set_index("cell")[KEYS.response]
-    elif "sample" in table and (table["sample"] != "").all():
-        names, found = adata.obs[KEYS.sample].astype(str), table.set_index("sample")[KEYS.response]
-    else:
-        names, found = (
-            pd.Series("", index=adata.obs_names),
-            pd.Series(table[KEYS.response].iloc[:1].to_numpy(), index=[""]),
-        )
-    if found.index.has_duplicates:
-        twice = found.index[found.index.duplicated()][0]
-        raise InputError("labels", f"{twice!r} twice", "each cell or sample once", "leave one row.")
-    adata.obs[KEYS.response] = found.reindex(names).to_numpy()
-    return adata
 
 
 def _labelled(adata: ad.AnnData) -> ad.AnnData:

@@ -122,6 +122,8 @@ def run_plan(plan: Plan) -> Reproduction:
     pages = figures.Pages(spec, missing)
     results: dict[grids.Job, BenchmarkResult] = {}
     sample: ad.AnnData | None = None
+    if chosen.unlabelled:
+        missing.note(f"data sets {', '.join(chosen.unlabelled)}", "no labels that a program can read: pass --labels")
     for collection in chosen.collections:
         cells = join(spec, chosen, studies, collection)
         if cells is None:
@@ -130,6 +132,8 @@ def run_plan(plan: Plan) -> Reproduction:
         sample = cells if sample is None else sample
         results |= _collection(spec, chosen, collection, cells, checkpoints, done, missing)
         if collection == "primary":
+            if "5" in spec.figures:
+                figures.figure_5a(pages, cells)
             if "4" in spec.figures:
                 figures.figure_4(pages, chosen, cells)
             if spec.predictors:
@@ -143,6 +147,8 @@ def run_plan(plan: Plan) -> Reproduction:
             from scdrugmap import pl
 
             pages.draw("figure7", pl.profile, found)
+    for number in spec.figures:
+        pages.account_for(number, "none of the benchmarks that it shows could be run")
     done.figures, done.missing = pages.names, missing.reasons
     for name, table in done.tables.items():
         with atomic_path(_made(spec.store / "tables") / f"{name}.csv") as scratch:
@@ -220,6 +226,7 @@ def _tabulate(spec: ReproduceSpec, results: Mapping[grids.Job, BenchmarkResult],
         return
     table = tables.scores(results)
     done.tables["scores"] = table
+    done.tables["published"] = tables.published_beside(table)
     for figure in ("2", "3", "5", "6"):
         if figure in spec.figures:
             done.tables[f"figure{figure}"] = tables.figure_table(table, figure)
