@@ -138,10 +138,16 @@ def _ask(
             raise InputError("studies", "one series", "examples from another series", "add a study.")
         drawn = np.random.default_rng(spec.seed).permutation(others)[:POOL]
         options |= {"reference": chosen_rows(cells, np.sort(drawn)), "label_key": KEYS.response}
-    tl.predict_response(
-        query, model=card.name, strategy="prompt", n_shots=variant.shots, key_added="asked", rng=spec.seed, progress=False,
-        **options,
-    )  # fmt: skip
+    try:
+        tl.predict_response(
+            query, model=card.name, strategy="prompt", n_shots=variant.shots, key_added="asked", rng=spec.seed,
+            progress=False, **options,
+        )  # fmt: skip
+    except InputError as error:
+        if error.argument != "max_cost" or left is None:
+            raise
+        found, expected = f"{max(left, 0.0):.4g} left of {spec.budget:g}", f"{error.expected} for these cells"
+        raise InputError("budget", found, expected, "raise it, or ask about fewer cells: --prompt-cells.") from None
     score = query.obs["asked" + KEYS.score].to_numpy(dtype=float)
     call = query.obs["asked" + KEYS.pred]
     if (np.isnan(score) & call.notna().to_numpy()).any():

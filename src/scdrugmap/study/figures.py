@@ -140,9 +140,9 @@ def figure_5a(pages: Pages, cells: ad.AnnData) -> None:
             show_accession=True,
             cache=False,
         ).text
-        ax = axes.new_axes(None, (9, 6))
-        ax.set_axis_off()
         lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 110) or [""]]
+        ax = axes.new_axes(None, (6.6, 0.4 + 0.125 * len(lines)))
+        ax.set_axis_off()
         ax.text(
             0, 1, "\n".join(lines), va="top", family="monospace", fontsize=7, transform=ax.transAxes, parse_math=False
         )

@@ -82,11 +82,12 @@ class Plan:
 
     def _what(self) -> list[str]:
         lines = [f"Plan: figures {', '.join(self.spec.figures)}, written to {self.spec.store}"]
-        for name, table in (("data sets", self.studies), ("checkpoints", self.checkpoints)):
+        for name, table in (("data set", self.studies), ("checkpoint", self.checkpoints)):
             got = int(table["here"].sum()) if len(table) else 0
             gone = table.loc[~table["reachable"], "name"].tolist() if len(table) else []
             lines.append(
-                f"{len(table)} {name}, {got} of them on this machine" + (f": {_names(table)}" if len(table) else "")
+                f"{len(table)} {name}{'s' * (len(table) != 1)}, {got} of them on this machine"
+                + (f": {_names(table)}" if len(table) else "")
             )
             if gone:
                 lines.append(f"  no address that a program can fetch: {short_list(gone)}; register them by hand")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,7 +189,9 @@ def _collection(
         done.tables["prompt_coverage"] = coverage(answers, cells)
     with grids.workers(spec.dask):
         for job in grids.jobs(spec, chosen, collection):
-            with missing.leaves_the_rest(f"benchmark {job.name}"):
+            with missing.leaves_the_rest(f"benchmark {job.name}"), warnings.catch_warnings():
+                # Ten epochs are what the published head is.
+                warnings.filterwarnings("ignore", message=".*had not converged after")
                 result = grids.run_job(job, spec, chosen, cells, checkpoints, answers)
                 if result is not None:
                     results[job] = result
