@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from scdrugmap.evaluation.result.result import BenchmarkResult
 from scdrugmap.figures import axes
 from scdrugmap.models import registry
 from scdrugmap.study.chosen import options_of
+from scdrugmap.study.grids import PUBLISHED as HEAD
 from scdrugmap.study.grids import Job
 from scdrugmap.study.joined import chosen_rows
 from scdrugmap.study.missing import Missing
@@ -77,11 +79,22 @@ def figure_1(pages: Pages, chosen: Chosen) -> None:
     pages.draw("figure1d", pl.catalogue, catalogue(collection="external"))
 
 
+def one_head(result: BenchmarkResult) -> BenchmarkResult:
+    """The result with one head per model: that which is trained to convergence, where there are two."""
+    if not {HEAD, "mlp"} <= set(result.units["head"]):
+        return result
+    units = result.units[result.units["head"] != HEAD]
+    return replace(
+        result, units=units.reset_index(drop=True), table=result.table[result.table["head"] != HEAD].reset_index(drop=True),
+        predictions=result.predictions[result.predictions["unit"].isin(units["unit"])].reset_index(drop=True),
+    )  # fmt: skip
+
+
 def bars(pages: Pages, number: str, results: Mapping[Job, BenchmarkResult]) -> None:
     """2 and 6: bars with folds and intervals, one file per benchmark and categorisation."""
     for job, result in results.items():
         for by in pd.unique(result.table.loc[result.table["setting"] == job.setting, "by"]):
-            part = result.select(by=by, setting=job.setting)
+            part = one_head(result.select(by=by, setting=job.setting))
             pages.draw(f"figure{number}-{job.name}-{by}", pl.benchmark, part, metric=METRIC)
 
 
@@ -89,7 +102,7 @@ def circles(pages: Pages, number: str, results: Mapping[Job, BenchmarkResult], m
     """3, 5 and 6: radar, circular bars, and for cancer types violin and box."""
     for job, result in results.items():
         for by in pd.unique(result.table.loc[result.table["setting"] == job.setting, "by"]):
-            part = result.select(by=by, setting=job.setting)
+            part = one_head(result.select(by=by, setting=job.setting))
             places = part.summary(metrics=METRIC, n_resamples=0).dropna(subset=["value"])["category"].nunique()
             if places == 0:
                 continue
