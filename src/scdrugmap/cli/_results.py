@@ -14,7 +14,9 @@ app = App(no_args_is_help=True)
 
 @app.command()
 def merge(
-    sources: Annotated[list[Path], typer.Argument(help="Run stores, or folders that benchmark -o or merge wrote.")],
+    sources: Annotated[
+        list[Path], typer.Argument(help="Run stores, or folders that benchmark -o, merge or reproduce wrote.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; sd.load_result opens it.")],
 ) -> None:
     """Join results without counting anything twice. Exit code 3 if two of them give different numbers for one unit.
