@@ -93,7 +93,7 @@ def test_embed_train_predict(files, tmp_path):
     out = run("embed", files / "all.h5ad", "--model", "pca", "--set", "n_components=7", "-o", tmp_path / "e.h5ad")
     assert out.exit_code == 0, out.stderr
     embedded = ad.read_h5ad(tmp_path / "e.h5ad")
-    assert embedded.obsm["X_scdrugmap_pca"].shape == (embedded.n_obs, 7)
+    assert embedded.obsm["X_scdrugmap_pca"].shape == (embedded.n_obs, 7) and "obsm X_scdrugmap_pca for" in out.stdout
     assert yaml.safe_load(embedded.uns["scdrugmap_run"])["model"] == ["pca"]
 
     out = run(

@@ -143,8 +143,10 @@ def _write_tables(spec: PredictSpec, cells: Any, obs: Any) -> dict[str, str]:
 
 def _slots(spec: Any) -> str:
     import scdrugmap as sd
+    from scdrugmap._keys import KEYS
 
-    return spec.key_added or ", ".join(f"X_{sd.models.info(m).key}" for m in spec.model)
+    stems = [spec.key_added] if spec.key_added else [sd.models.info(m).stem for m in spec.model]
+    return ", ".join(map(KEYS.embedding, stems))
 
 
 def _write_predictor(spec: RunSpec, predictor: Any, as_json: bool) -> None:
