@@ -205,6 +205,15 @@ class _Page(HTMLParser):
         self.links += [v for k, v in attrs if k in ("src", "href")]
 
 
+def test_values_beside_intervals_are_not_computed_again(result, monkeypatch):
+    fresh = result.select(setting="pooled", by="tissue")
+    bare = fresh.summary(metrics=["f1", "auroc"], n_resamples=0)
+    again = result.select(setting="pooled", by="tissue")
+    again.summary(metrics=["f1", "auroc"])
+    monkeypatch.setattr(module, "summarise", lambda *args, **options: pytest.fail("computed again"))
+    pd.testing.assert_frame_equal(again.summary(metrics=["f1", "auroc"], n_resamples=0), bare)
+
+
 def test_report_is_one_file_that_says_what_matters(result, tmp_path):
     path = result.report(tmp_path / "report.html", n_resamples=50, title="A <title>")
     html = path.read_text()

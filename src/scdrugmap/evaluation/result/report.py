@@ -213,12 +213,13 @@ def _tables(result: Results, summary: pd.DataFrame) -> list[dict[str, Any]]:
         notes = sorted({n for n in rows["note"] if n})
         reasons = sorted({r for r, v in zip(rows["reason"], rows["value"], strict=True) if r and np.isnan(v)})
         unsure = sorted({r for r, v in zip(rows["reason"], rows["value"], strict=True) if r and not np.isnan(v)})
-        lines = []
-        for key, mine in rows.groupby(["model", "strategy", "head"], sort=False):
-            cells = dict(zip(mine["metric"], mine.to_dict("records"), strict=True))
-            lines.append(
-                {"label": labels[key], "baseline": key[1] == "baseline", "values": [_cell(cells.get(m)) for m in names]}
-            )
+        cells: dict[tuple[str, str, str], dict[str, Any]] = {}
+        for row in rows.to_dict("records"):
+            cells.setdefault((row["model"], row["strategy"], row["head"]), {})[row["metric"]] = row
+        lines = [
+            {"label": labels[key], "baseline": key[1] == "baseline", "values": [_cell(mine.get(m)) for m in names]}
+            for key, mine in cells.items()
+        ]
         title = f"{setting}, split by {split}" + (f"; {by}: {category}" if by else "")
         groups = int(rows["n_groups"].max())
         if rows["value"].isna().all():

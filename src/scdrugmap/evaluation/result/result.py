@@ -208,6 +208,12 @@ class BenchmarkResult:
     def _summary(self, metrics: Sequence[Metric], level: str, intervals: bool, confidence: float) -> pd.DataFrame:
         """Put the summaries of single metrics together; each is computed once."""
         frames, settings = self._sources(), (level, intervals, confidence)
+        for m in () if intervals else metrics:
+            known = self._summaries.get((m, level, True, confidence))
+            if known is not None:  # the values stand beside their intervals already
+                reason = known["reason"].where(known["value"].isna(), "")
+                bare = known.assign(ci_low=np.nan, ci_high=np.nan, reason=reason)
+                self._summaries.setdefault((m, *settings), bare)
         new = [m for m in metrics if (m, *settings) not in self._summaries]
         if new:
             rows = summarise(frames, new, level, confidence, intervals=intervals)
