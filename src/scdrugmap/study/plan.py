@@ -119,8 +119,8 @@ class Plan:
         p = self.prompts
         if not p.get("cells"):
             return ["Money: nothing is asked of a chat model"]
-        cost = "unknown, for no prices were given" if p["cost"] is None else f"about {p['cost']:.2f}"
-        limit = "" if self.spec.budget is None else f", at most {self.spec.budget:.2f} are spent"
+        cost = "unknown, for no prices were given" if p["cost"] is None else f"about {p['cost']:.3g}"
+        limit = "" if self.spec.budget is None else f", at most {self.spec.budget:g} are spent"
         return [
             f"Money: {cost}{limit} ({p['cells']:,} cells asked about, {p['tokens_in'] / 1e6:.2f} million tokens in, "
             f"{p['tokens_out'] / 1e6:.2f} out, right to about a third)"
