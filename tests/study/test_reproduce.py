@@ -339,3 +339,13 @@ def test_a_predictor_is_pushed_once_and_a_hub_that_refuses_is_named(shelf_of, mo
     assert missing.reasons == {}
     assert shelf_of(0.8, missing, push_to="other").loc[NAME, "packed"]
     assert list(missing.reasons) == [f"push of predictor {NAME}"]
+
+    def unreachable(self, repo):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(ResponsePredictor, "push_to_hub", unreachable)
+    shelf_of(0.8, missing, push_to="other")
+    assert (
+        "other/" in missing.reasons[f"push of predictor {NAME}"]
+        and "token" in missing.reasons[f"push of predictor {NAME}"]
+    )
