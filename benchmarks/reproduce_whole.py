@@ -33,11 +33,18 @@ def answer(request: dict, number: int) -> object:
 
 
 def start(registry: Path, store: Path, environment: dict[str, str]) -> subprocess.Popen:
-    flags = ["--studies", ",".join(standin.STUDIES), "--store", str(store), "--n-folds", "2", "--no-measure", "--yes"]
+    flags = [
+        "--studies",
+        ",".join((*standin.STUDIES, *standin.EXTERNAL)),
+        "--store",
+        str(store),
+        "--n-folds",
+        "2",
+        "--no-measure",
+        "--yes",
+    ]
     flags += ["--lora-models", "scgpt,tgpt", "--lora-by", "tissue", "--lora-options", "epochs=1", "--predictors"]
-    flags += ["--shots", "0,1", "--prompt-shots", "0,1"]
-    # Sizes that the tiny checkpoints do not tell.
-    flags += ["--embed-options", "tgpt={max_length: 48}", "--embed-options", "uce={heads: 4}"]
+    flags += ["--shots", "0,1", "--prompt-shots", "0,1", "--labels", str(registry.parent / "labels.csv")]
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", standin.CHILD, str(registry), "reproduce", *flags], env=environment
     )
@@ -65,7 +72,7 @@ def main() -> None:
         child.wait()
     if kills:
         start(registry, folder / "killed", second).wait()
-        for name in ("scores", "leak", "few_shot", "predictors"):
+        for name in ("scores", "published", "leak", "few_shot", "predictors", "prompt_coverage"):
             one, two = (pd.read_csv(folder / run / "tables" / f"{name}.csv") for run in ("whole", "killed"))
             print(name, "the same" if one.equals(two) else "DIFFERENT")
     leak = pd.read_csv(folder / "whole" / "tables" / "leak.csv").query("metric == 'auroc'")

@@ -79,15 +79,6 @@ def test_every_command_explains_itself(flag):
         assert "Usage" in out.stdout
 
 
-def test_help_groups_the_flags_and_starts_with_an_example():
-    for name in ("embed", "train", "predict", "benchmark"):
-        text = run(name, "-h").stdout
-        assert f"Example: scdrugmap {name}" in text
-        places = [text.index(f"─ {panel} ─") for panel in ("Data", "Model", "Machine", "Output")]
-        assert places == sorted(places)
-    assert "─ Evaluation ─" in text
-
-
 def test_check(files, tmp_path):
     out = run("check", files / "all.h5ad")
     assert out.exit_code == 0, out.stderr

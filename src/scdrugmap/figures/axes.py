@@ -64,6 +64,21 @@ def new_axes(ax: Axes | None, size: tuple[float, float], **options: Any) -> Axes
     return ax
 
 
+def given_axes(ax: Axes | Sequence[Axes], n: int) -> list[Axes]:
+    """Return the axes of a figure of several panels.
+
+    Raises
+    ------
+    InputError
+        If there are not as many as panels.
+    """
+    found = [new_axes(a, (0, 0)) for a in np.ravel(np.array(ax, dtype=object))]
+    if len(found) != n:
+        fix = f"fig, axes = plt.subplots(1, {n}); pass ax=axes." if n > 1 else "pass ax=ax."
+        raise InputError("ax", f"{len(found)} axes", f"{n}, one for each panel", fix)
+    return found
+
+
 def new_square(ax: Axes | None, left: float, right: float, side: float = 3.1, **options: Any) -> Axes:
     """Return the given axes or new square ones, with room in inches for names on the left and a legend on the right.
 

@@ -42,6 +42,8 @@ class Plan:
         One row per step and model; NaN where nothing is known.
     prompts
         Cells, tokens and money of the prompted models.
+    unlabelled
+        Data sets that take no part for want of labels.
     """
 
     spec: ReproduceSpec
@@ -50,6 +52,7 @@ class Plan:
     accept: dict[str, str] = field(repr=False)
     hours: pd.DataFrame = field(repr=False)
     prompts: dict[str, Any] = field(repr=False)
+    unlabelled: list[str] = field(default_factory=list, repr=False)
 
     @property
     def known_bytes(self) -> int:
@@ -71,7 +74,7 @@ class Plan:
         return {
             "studies": _records(self.studies), "checkpoints": _records(self.checkpoints), "accept": dict(self.accept),
             "download_gb": self.known_bytes / 1e9, "unknown_sizes": self.n_unknown, "hours": _records(self.hours),
-            "hours_known": self.total_hours, "prompts": self.prompts,
+            "hours_known": self.total_hours, "prompts": self.prompts, "unlabelled": list(self.unlabelled),
         }  # fmt: skip
 
     def __str__(self) -> str:
@@ -79,14 +82,21 @@ class Plan:
 
     def _what(self) -> list[str]:
         lines = [f"Plan: figures {', '.join(self.spec.figures)}, written to {self.spec.store}"]
-        for name, table in (("data sets", self.studies), ("checkpoints", self.checkpoints)):
+        for name, table in (("data set", self.studies), ("checkpoint", self.checkpoints)):
             got = int(table["here"].sum()) if len(table) else 0
             gone = table.loc[~table["reachable"], "name"].tolist() if len(table) else []
             lines.append(
-                f"{len(table)} {name}, {got} of them on this machine" + (f": {_names(table)}" if len(table) else "")
+                f"{len(table)} {name}{'s' * (len(table) != 1)}, {got} of them on this machine"
+                + (f": {_names(table)}" if len(table) else "")
             )
             if gone:
                 lines.append(f"  no address that a program can fetch: {short_list(gone)}; register them by hand")
+        if self.unlabelled:
+            n = len(self.unlabelled)
+            lines.append(
+                f"{n} data set{'s' * (n != 1)} without labels that a program can read, not fetched: "
+                f"{short_list(self.unlabelled)}; give them with --labels"
+            )
         gb, unknown = self.known_bytes / 1e9, self.n_unknown
         sizes = f" and {unknown} file{'s' * (unknown != 1)} or sets of files of unknown size" if unknown else ""
         return [*lines, f"Download: {gb:.2f} GB of known size{sizes}"]
@@ -137,7 +147,7 @@ def make_plan(spec: ReproduceSpec) -> Plan:
         for key in table.loc[table["to_fetch"] & (table["accept"] != ""), "entry"] if len(table) else ():
             accept[key] = licence_line(download.entries(kind)[key])
     hours = _hours(spec, chosen, cells) if cells and len(chosen.networks) else pd.DataFrame(columns=HOURS)
-    return Plan(spec, studies, checkpoints, accept, hours, _prompts(spec, chosen, studies))
+    return Plan(spec, studies, checkpoints, accept, hours, _prompts(spec, chosen, studies), chosen.unlabelled)
 
 
 FACTS = ["name", "entry", "bytes", "here", "to_fetch", "reachable", "licence", "accept"]
