@@ -175,7 +175,7 @@ def recommend(
     )  # fmt: skip
 
 
-@app.command()
+@app.command(rich_help_panel=MORE)
 def bench(
     models: Annotated[
         list[str] | None, typer.Option("--models", "-m", help="Model; repeat it; all but Llama by default.")
@@ -190,7 +190,10 @@ def bench(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure how fast this machine embeds at the official sizes, with random weights. No download."""
+    """Measure how fast this machine embeds at the official sizes, with random weights. No download.
+
+    Example: scdrugmap bench --models scgpt --cells 8
+    """
     from scdrugmap.cli._bench import run_bench
 
     run_bench(output, as_json=json, models=models, cells=cells, seconds=seconds, size=size, device=device,

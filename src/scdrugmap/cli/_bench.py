@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from scdrugmap.cli._console import console, print_table
+from scdrugmap.cli._console import print_table, progress
 from scdrugmap.cli._exit import FAILED, PARTLY
 from scdrugmap.cli._io import check_writable, write_frame
 
@@ -39,9 +39,7 @@ def run_bench(output: Path | None, *, as_json: bool, models: list[str] | None, *
     if output is not None:
         check_writable(output, ".csv", ".parquet")
     names = [part for name in models or [] for part in name.split(",") if part] or None
-    if not as_json:
-        arguments["show"] = lambda name: console.print(f"measuring {name} ...")
-    table = sd.testing.bench(names, **arguments)
+    table = sd.testing.bench(names, show=lambda name: progress.print(f"measuring {name} ..."), **arguments)
     if output is not None:
         write_frame(table, output, index=False)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
