@@ -169,7 +169,15 @@ class LocalRun(Run):
 
     def embed_rows(self, X: sparse.csr_matrix, first: int, survey: Any) -> np.ndarray:
         """Embed one block, whose first row stands at ``first`` in the data set."""
-        return self._embed(self._tokenize(self._counts(X, np.arange(first, first + X.shape[0]), survey)))
+        return self.embed(self.tokens(X, first, survey))
+
+    def tokens(self, X: sparse.csr_matrix, first: int = 0, survey: Any = None) -> Tokens:
+        """Tokenise one block."""
+        return self._tokenize(self._counts(X, np.arange(first, first + X.shape[0]), survey))
+
+    def embed(self, tokens: Tokens) -> np.ndarray:
+        """Embed what is tokenised, ``(n, dim)``; NaN for a cell without any usable gene."""
+        return self._embed(tokens)
 
     def finished(self) -> Work:
         """Return the record of the work so far."""
