@@ -246,6 +246,14 @@ def test_report_sets_the_ways_of_splitting_side_by_side(result, tmp_path):
     assert "No model could be evaluated." in gone.report(tmp_path / "gone.html", n_resamples=10).read_text()
 
 
+def test_tables_of_many_categories_are_folded(result, tmp_path):
+    page = result.report(tmp_path / "r.html", n_resamples=10, figures=[]).read_text()
+    few = result.select(setting="pooled", split="sample", by="").report(tmp_path / "f.html", figures=[]).read_text()
+    n = len(result.table[result.table["setting"] != "probe"][["setting", "split", "by", "category"]].drop_duplicates())
+    assert n > 6 and page.count("<details") == page.count("</details>") >= n
+    assert page.count("<details open") >= 1 and few.count("<details") == 1
+
+
 def test_report_takes_figures(result, tmp_path):
     def draw(ax):
         ax.plot([0, 1])
