@@ -88,6 +88,28 @@ def everything(store: Path, mirror) -> sd.ReproduceSpec:
     return spec(store, studies=[*STUDIES, *standin.EXTERNAL], labels=mirror.labels, figures=["2", "3", "6"])
 
 
+def test_hours_come_from_what_was_measured(mirror, monkeypatch):
+    def profile(cells, name, **options):
+        assert cells.n_vars > 1000  # simulated from what the package knows without a download
+        if name == "UCE":
+            raise MemoryError
+        found = {"cells_per_second": 2.0, "training_cells_per_second": 0.5, "n_parameters": 1e8, "device": "cpu"}
+        return pd.DataFrame([found])
+
+    monkeypatch.setattr(sd.tl, "profile", profile)
+    plan = sd.reproduce(
+        sd.ReproduceSpec(studies=["GSE140440"], models=["scGPT", "UCE"], figures=["2"], by=["tissue"], plan=True)
+    )
+    cells = int(plan.studies["n_cells"].sum())
+    hours = plan.hours.set_index(["model", "step"])["hours"]
+    assert hours["scGPT", "embed every cell once"] == pytest.approx(cells / 2 / 3600)
+    # Ten folds as published, one division as the code does, ten folds of whole samples; three epochs and a prediction.
+    assert hours["scGPT", "fine-tune in every fold"] == pytest.approx(cells * 21 * (3 / 0.5 + 1 / 2) / 3600)
+    size = sd.models.info("UCE").n_parameters
+    assert hours["UCE", "embed every cell once"] == pytest.approx(cells / (2 * 1e8 / size) / 3600)
+    assert "for want of an error" not in str(plan) and "by parameters from scGPT" in str(plan)
+
+
 @pytest.fixture(scope="module")
 def whole(mirror, tmp_path_factory):
     return sd.reproduce(everything(tmp_path_factory.mktemp("whole") / "run", mirror))
@@ -317,3 +339,13 @@ def test_a_predictor_is_pushed_once_and_a_hub_that_refuses_is_named(shelf_of, mo
     assert missing.reasons == {}
     assert shelf_of(0.8, missing, push_to="other").loc[NAME, "packed"]
     assert list(missing.reasons) == [f"push of predictor {NAME}"]
+
+    def unreachable(self, repo):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(ResponsePredictor, "push_to_hub", unreachable)
+    shelf_of(0.8, missing, push_to="other")
+    assert (
+        "other/" in missing.reasons[f"push of predictor {NAME}"]
+        and "token" in missing.reasons[f"push of predictor {NAME}"]
+    )

@@ -199,8 +199,7 @@ class LocalRun(Run):
 
         def blocks() -> Iterator[_Block]:
             for start, X in self.source.blocks(self.rows_per_block):
-                rows = np.arange(first + start, first + start + X.shape[0])
-                yield _Block(first + start, X.shape[0], b"", self._tokenize(self._counts(X, rows, survey)))
+                yield _Block(first + start, X.shape[0], b"", self.tokens(X, first + start, survey))
 
         return np.concatenate([values for _, values in self._computed(blocks()) if values is not None])
 
@@ -211,7 +210,7 @@ class LocalRun(Run):
             done = store is not None and store.holds(first // self.rows_per_block, mark)
             tokens = None
             if not done or self.model.sequential:
-                tokens = self._tokenize(self._counts(X, np.arange(first, first + X.shape[0]), survey))
+                tokens = self.tokens(X, first, survey)
             yield _Block(first, X.shape[0], mark, None if done else tokens, resumed=done and not self.model.sequential)
 
     def _computed(self, blocks: Iterator[_Block]) -> Iterator[tuple[_Block, np.ndarray | None]]:
@@ -257,6 +256,16 @@ class LocalRun(Run):
     def _most(self) -> int | None:
         """Most cells in one forward pass."""
         return self.engine.batch_size
+
+    def tokens(self, X: sparse.csr_matrix, first: int = 0, survey: Any = None) -> Tokens:
+        """Tokenise one block, whose first row stands at ``first`` in the data set."""
+        return self._tokenize(self._counts(X, np.arange(first, first + X.shape[0]), survey))
+
+    def embed(self, tokens: Tokens) -> np.ndarray:
+        """Embed what is tokenised, ``(n, dim)``; NaN for a cell without any usable gene."""
+        (values,) = (values for _, values in self._computed(iter([_Block(0, len(tokens), b"", tokens)])))
+        assert values is not None
+        return values
 
     def finished(self) -> Work:
         """Return the record of the work so far."""

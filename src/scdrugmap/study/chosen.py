@@ -101,7 +101,7 @@ def choose(spec: ReproduceSpec) -> Chosen:
         kinds["network"] = []
     if "5" not in spec.figures or "prompt" not in spec.strategy:
         kinds["prompt"] = []
-    return Chosen(table, kinds["network"], kinds["fitted"], kinds["prompt"], collections, unlabelled)
+    return Chosen(table, kinds["network"], kinds["fitted"], kinds["prompt"], [str(c) for c in collections], unlabelled)
 
 
 def _members(name: str, table: pd.DataFrame) -> list[str]:

@@ -26,6 +26,7 @@ from scdrugmap.study.grids import PUBLISHED as HEAD
 from scdrugmap.study.grids import Job
 from scdrugmap.study.joined import chosen_rows
 from scdrugmap.study.missing import Missing
+from scdrugmap.study.plan import MEASURED_GENES
 from scdrugmap.study.spec import ReproduceSpec
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def measured(
 
     tables = []
     if cells is None:
-        cells = datasets.simulate(n_studies=1, n_cells=60, n_genes=3000, rng=0)
+        cells = datasets.simulate(n_studies=1, n_cells=60, n_genes=MEASURED_GENES, rng=0)
     rows = np.sort(np.random.default_rng(spec.seed).permutation(cells.n_obs)[:SPEED_CELLS])
     part = chosen_rows(cells, rows)
     for name in [*checkpoints, "pca"]:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from scdrugmap import tl
+from scdrugmap._errors import ScDrugMapError
 from scdrugmap._files import write_json
 from scdrugmap._keys import KEYS
 from scdrugmap.study.chosen import Chosen, options_of
@@ -110,7 +111,14 @@ def _pushed(spec: ReproduceSpec, name: str) -> str:
     record = folder.with_suffix(".pushed.json")
     known = json.loads(record.read_text()) if record.is_file() else {}
     if known.get("repo") != repo:
-        known = {"repo": repo, "commit": load_predictor(folder).push_to_hub(repo)}
+        predictor = load_predictor(folder)
+        try:
+            known = {"repo": repo, "commit": predictor.push_to_hub(repo)}
+        except ScDrugMapError:
+            raise
+        except Exception as error:  # the hub's client raises what its own client raises
+            text = f"{repo} was not accepted by the hub ({error}). Fix: look at the network, the token and the owner."
+            raise ScDrugMapError(text) from error
         write_json(record, known)
     return str(known["commit"])
 
