@@ -305,13 +305,20 @@ def matmul_rate(device: str = "cpu", precision: str = "float32", seconds: float 
     """
     import torch
 
-    size = 8192 if device.startswith("cuda") else 2048
-    a, b = (torch.randn(size, size, device=device, dtype=getattr(torch, precision)) for _ in range(2))
-    (a @ b)[0, 0].item()
-    start, done = time.perf_counter(), 0
+    size, largest = 256, 8192 if device.startswith("cuda") else 2048
+    while True:
+        a, b = (torch.randn(size, size, device=device, dtype=getattr(torch, precision)) for _ in range(2))
+        (a @ b)[0, 0].item()
+        start, done = time.perf_counter(), 0
+        (a @ b)[0, 0].item()
+        # A processor without this arithmetic would take minutes for the large product.
+        if size == largest or time.perf_counter() - start > seconds / 8:
+            break
+        size *= 2
+    start = time.perf_counter()
     while time.perf_counter() - start < seconds:
         for _ in range(10 if device.startswith("cuda") else 1):
-            c = a @ b
+            c = a @ b  # on a card ten are under way before anybody waits for one
             done += 1
         c[0, 0].item()
     return 2 * size**3 * done / (time.perf_counter() - start)
