@@ -58,7 +58,7 @@ def test_help_does_not_import_torch():
     assert out.stdout.strip().endswith("False")
 
 
-COMMANDS = ["demo", "check", "embed", "train", "predict", "benchmark", "report", "recommend", "reproduce"]
+COMMANDS = ["demo", "check", "embed", "train", "predict", "benchmark", "report", "recommend", "reproduce", "bench"]
 GROUPS = {
     "models": ["list", "info", "fetch", "where", "verify", "register", "rm"],
     "datasets": ["list", "info", "fetch", "where", "verify", "rm"],

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 from typer.testing import CliRunner
 
 import scdrugmap as sd
+from scdrugmap.cli import _demo
 from scdrugmap.cli._app import app
 from scdrugmap.cli._demo import next_commands
 
@@ -31,3 +32,13 @@ def test_demo_leaves_a_picture_a_report_and_commands_that_run(tmp_path, monkeypa
         quick = ["--baseline", "majority", "--head", "logistic"] if " benchmark " in line else []
         again = CliRunner().invoke(app, [*shlex.split(line)[1:], *quick])
         assert again.exit_code == 0, (line, again.output)
+
+
+def test_a_step_that_tells_nothing_is_said_to_go_on(monkeypatch, capsys):
+    monkeypatch.setattr(_demo, "SILENCE", 0.0)
+    with _demo.Steps() as steps:
+        steps.next()
+        assert steps.watch.is_alive()
+        steps.over.wait(1.2)
+    assert not steps.watch.is_alive()
+    assert capsys.readouterr().err.count(f"{_demo.STEPS[0]}: goes on") >= 1

@@ -346,6 +346,9 @@ class ExplainSpec(RunSpec):
     n_steps: int = option(20, "evaluation", "Steps of the paths to begin with.", ge=1, le=256)
     baseline: str = option("auto", "evaluation", "auto, empty, mean, sensitive, or the name of a cell.")
     by: str = option("sample", "evaluation", "Column of obs with the samples.")
+    folder: Path | None = option(
+        None, "output", "Folder that keeps finished blocks of the attribution: a killed command goes on there."
+    )
     key: str = option("response", "data", "Column of obs with the labels, for what differs between samples.")
     genes: list[str] | None = option(None, "evaluation", "Gene to knock out in silico; repeat it.", flag=["--gene"])
     n_null: int = option(100, "evaluation", "Random genes that each knock-out is compared with.", ge=0)

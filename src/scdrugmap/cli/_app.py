@@ -175,6 +175,31 @@ def recommend(
     )  # fmt: skip
 
 
+@app.command(rich_help_panel=MORE)
+def bench(
+    models: Annotated[
+        list[str] | None, typer.Option("--models", "-m", help="Model; repeat it; all but Llama by default.")
+    ] = None,
+    cells: Annotated[int, typer.Option(help="Most cells of a pass.")] = 32,
+    seconds: Annotated[float, typer.Option(help="Time for the passes of one model.")] = 30.0,
+    size: Annotated[str, typer.Option(help="official, or tiny to see that everything runs.")] = "official",
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write the table (.csv, .parquet).")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure how fast this machine embeds at the official sizes, with random weights. No download.
+
+    Example: scdrugmap bench --models scgpt --cells 8
+    """
+    from scdrugmap.cli._bench import run_bench
+
+    run_bench(output, as_json=json, models=models, cells=cells, seconds=seconds, size=size, device=device,
+              precision=precision)  # fmt: skip
+
+
 def _reproduce(spec: ReproduceSpec, as_json: bool) -> None:
     from scdrugmap.cli._reproduce import run_reproduce
 

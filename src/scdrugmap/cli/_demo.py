@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -46,12 +47,17 @@ class Steps:
         self.task = self.bar.add_task("", total=len(STEPS))
         self.names = iter(STEPS)
         self.name = ""
+        self.over = threading.Event()
+        self.watch = threading.Thread(target=self._keep_talking, daemon=True)
 
     def __enter__(self) -> Steps:
         self.bar.start()
+        self.watch.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.over.set()
+        self.watch.join()
         self.bar.update(self.task, completed=len(STEPS))
         self.bar.stop()
 
@@ -66,6 +72,12 @@ class Steps:
         """Take one finished unit of a benchmark."""
         if progress.is_terminal or time.perf_counter() - self.said >= SILENCE:
             self.tell(f"{self.name}: {done} of {total} ({outcome.unit.model})")
+
+    def _keep_talking(self) -> None:
+        """Say that a step goes on which tells nothing itself; a terminal has a clock that runs."""
+        while not self.over.wait(0.5):
+            if not progress.is_terminal and time.perf_counter() - self.said >= SILENCE:
+                self.tell(f"{self.name}: goes on")
 
     def tell(self, text: str) -> None:
         """Show what goes on."""
