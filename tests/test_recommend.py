@@ -65,3 +65,18 @@ def test_on_the_command_line(tmp_path):
     said = json.loads(out.stdout)
     assert said["winner"] == "scGPT" and len(said["table"]) == 3
     assert pd.read_csv(tmp_path / "t.csv")["model"].tolist() == ["scGPT", "pca", "hvg"]
+
+
+def test_a_language_model_is_left_to_choose_and_its_size_is_that_of_the_card(monkeypatch):
+    from scdrugmap.models import registry
+    from scdrugmap.tl import _recommend
+
+    monkeypatch.setattr(_recommend, "timed", lambda *arguments: 2.0)
+    scbert = registry.get("scBERT")
+    random = scbert.random
+    monkeypatch.setattr(scbert, "random", lambda genes, size: random(genes))
+    advice = sd.tl.recommend(cells(False), ["Llama-3-8B", "scBERT"], probe=False, rng=0)
+    table = advice.table.set_index("model")
+    assert table.loc["Llama-3-8B", "species_fits"] and table.loc["Llama-3-8B", "left_out"] == ""
+    assert table.loc["scBERT", "n_parameters"] == sd.models.info("scBERT").n_parameters
+    assert table.loc["scBERT", "hours"] == pytest.approx(480 / 2 / 3600)

@@ -126,6 +126,8 @@ def test_the_site_loads_nothing_and_shows_the_leak(tmp_path):
     text = page.read_text()
     links = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"'\s>)]+)""", text)
     assert links and all((page.parent / link).is_file() for link in links)
+    head = re.findall(r'<th scope="col">([^<]*)</th>', text.split("<h2>Size of the leak</h2>")[1].split("</table>")[0])
+    assert head[:2] == ["by", "category"] and head[8] == "leak"
     assert "<script" not in text and "t&lt;1&gt;" in text and "t<1>" not in text
     leak = pd.read_csv(tmp_path / "site" / "leak.csv").query("model == 'X_one' and metric == 'auroc'")
     # Samples are recognised without an error, and say nothing about each other.

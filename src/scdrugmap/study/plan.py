@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,8 @@ from scdrugmap.study.spec import ReproduceSpec
 
 #: Seconds that may go into measuring; models that are left are estimated from those that were measured.
 MEASURE_SECONDS = 45.0
+#: Passes of a training step: forward, forward again for the sake of memory, and backward, which is two.
+STEP_COST = 4
 #: Genes of the simulated cells that are measured; more than the package knows by heart would need a download.
 MEASURED_GENES = 2000
 #: Tokens of one cell in a prompt of ten, from the published template: instruction, data source, ten genes, answer.
@@ -191,9 +194,9 @@ def _facts(name: str, entry: Entry | None) -> dict[str, Any]:
 
 def _hours(spec: ReproduceSpec, chosen: Chosen, cells: int) -> pd.DataFrame:
     """Hours to embed all cells once with each model, and to fine-tune and apply it in every fold."""
-    speeds = speed_table(chosen, spec.device) if spec.measure else pd.DataFrame(columns=SPEEDS)
-    rows = []
     tuned = {c.name for c in _tuned(spec, chosen)}
+    speeds = speed_table(chosen, spec.device, tuned) if spec.measure else pd.DataFrame(columns=SPEEDS)
+    rows = []
     # A cell trains in all folds but one and is tested in that; 3 epochs, and once more to predict.
     passes = sum({"published": spec.n_folds, "published-code": 1, "strict": spec.n_folds}[p] for p in spec.presets)
     for card in chosen.networks:
@@ -216,7 +219,7 @@ def _tuned(spec: ReproduceSpec, chosen: Chosen) -> list[Any]:
     return tuned(spec, chosen) if "lora" in spec.strategy and {"2", "3"} & set(spec.figures) else []
 
 
-def speed_table(chosen: Chosen, device: str | None) -> pd.DataFrame:
+def speed_table(chosen: Chosen, device: str | None, tuned: Collection[str]) -> pd.DataFrame:
     """Measure models of official size on simulated cells, small ones first, until the time is over; estimate the rest.
 
     Parameters
@@ -225,6 +228,8 @@ def speed_table(chosen: Chosen, device: str | None) -> pd.DataFrame:
         The models.
     device
         Where they run.
+    tuned
+        Names of those that are fine-tuned as well.
     """
     import psutil
 
@@ -239,17 +244,16 @@ def speed_table(chosen: Chosen, device: str | None) -> pd.DataFrame:
             left.append((card, "time" if spent > MEASURE_SECONDS else "memory"))
             continue
         try:
-            found = tl.profile(cells, card.name, n_cells=4, device=device).iloc[0]
+            steps = card.name in tuned and spent < MEASURE_SECONDS / 3
+            found = tl.profile(cells, card.name, n_cells=2, training=steps, device=device).iloc[0]
         except (ScDrugMapError, RuntimeError, MemoryError) as error:
             get_logger().info("%s could not be measured: %s", card.name, error)
             left.append((card, "a machine that can run it"))
             continue
-        rows.append(
-            {
-                "model": card.name, "cells_per_second": found["cells_per_second"], "n_parameters": found["n_parameters"],
-                "training_cells_per_second": found["training_cells_per_second"], "basis": f"measured on {found['device']}",
-            }
-        )  # fmt: skip
+        speed = found["cells_per_second"]
+        training = found["training_cells_per_second"] if steps else speed / STEP_COST
+        basis = f"measured on {found['device']}" + ("" if steps or card.name not in tuned else ", without training")
+        rows.append(dict(zip(SPEEDS, (card.name, speed, training, found["n_parameters"], basis), strict=True)))
     for card, why in left:
         rows.append(_scaled(card, rows, why))
     return pd.DataFrame(rows, columns=SPEEDS)

@@ -141,7 +141,7 @@ def recommend(
     for row, card in zip(facts, cards, strict=False):
         row |= _cost(card, folders.get(card.name), cells, layer, engine, seconds, seed)
         row["left_out"] = _unfit(card, row, commercial)
-    table = pd.DataFrame(facts)
+    table = pd.DataFrame(facts).astype({"n_parameters": "Int64"})
     scores, why = pd.DataFrame(), "the probe was not asked for"
     if probe:
         keys = {"label_key": label_key, "study_key": study_key, "sample_key": sample_key}
@@ -162,7 +162,7 @@ def _facts(card: ModelCard, cells: AnnData, genes: pd.DataFrame) -> dict[str, An
     species = seen.species if seen.species_share > 0.5 else "unknown"
     return row | {
         "species": species,
-        "species_fits": card.kind == "fitted" or species in ("unknown", *card.species),
+        "species_fits": card.kind == "fitted" or "any" in card.species or species in ("unknown", *card.species),
         "of_vocabulary": np.nan if first is None else first["of_vocabulary"],
         "of_counts": np.nan if first is None else first["of_counts"],
         "n_parameters": card.n_parameters,
@@ -210,7 +210,8 @@ def _cost(
         speed = timed(model, cells, layer, genes, engine, seconds, seed)
     except (ScDrugMapError, MemoryError, RuntimeError) as error:
         return {"note": f"not measured: {error}"}
-    parameters = sum(p.numel() for p in model.network.parameters())
+    # Random weights know the genes of these cells alone, where a checkpoint has a table of all.
+    parameters = card.n_parameters or sum(p.numel() for p in model.network.parameters())
     return {
         "n_parameters": parameters, "memory_gb": parameters * 4 / 1e9, "cells_per_second": speed,
         "hours": cells.n_obs / speed / 3600,

@@ -16,6 +16,8 @@ from scdrugmap._files import atomic_folder, write_text
 from scdrugmap.evaluation.result.result import BenchmarkResult
 
 METRICS = ("f1", "f1_macro", "auroc")
+#: Columns of the table of leaks on the page, the important ones where they are seen first; the file has all rows.
+ON_PAGE = ["by", "category", "model", "strategy", "head", "metric", "random_cells", "whole_samples", "leak", "n_cells"]
 _MARK = re.compile(r" \[data [0-9a-f]{8}\]$")
 #: What the page is known by, when another site is written in its place.
 _SIGN = '<meta name="generator" content="scdrugmap results export">'
@@ -70,7 +72,7 @@ def export_site(
     loader = PackageLoader("scdrugmap.evaluation.result", "templates")
     environment = Environment(loader=loader, autoescape=select_autoescape(default=True, default_for_string=True))
     html = environment.get_template("site.html.j2").render(
-        title=title, sections=_sections(board), leak=_shown(leak).to_dict("split"), info=result.info,
+        title=title, sections=_sections(board), leak=_shown(leak.dropna(subset=["leak"])[ON_PAGE]).to_dict("split"), info=result.info,
         data=_shown(result.data).to_dict("split"), n_units=len(result.units),
     )  # fmt: skip
     try:
