@@ -140,8 +140,11 @@ app.command("reproduce")(command(ReproduceSpec, _reproduce, "scdrugmap reproduce
 def report(
     results: Annotated[Path, typer.Argument(help="Folder that a benchmark wrote, or a run store.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
+    explained: Annotated[
+        Path | None, typer.Option("--explained", help="Folder that scdrugmap explain wrote, for a section Why.")
+    ] = None,
 ) -> None:
     """Write the one-page HTML report of a finished benchmark."""
     from scdrugmap.cli._runs import run_report
 
-    run_report(results, output)
+    run_report(results, output, explained)
