@@ -104,7 +104,7 @@ class Spec(BaseModel):
             if first["type"] == "missing" and name in cls.model_fields:
                 field = cls.model_fields[name]
                 fix = f"pass {extra_of(field).get('flag', ['--' + name])[0] if name != 'input' else 'a file'}."
-                raise SpecError(name, "nothing", field.description or name, fix) from None
+                raise SpecError(name, "nothing", (field.description or name).rstrip("."), fix) from None
             known = ", ".join(cls.model_fields)
             message = first["msg"].removeprefix("Value error, ")
             raise SpecError(name, first.get("input"), message, f"the fields are {known}.") from None
@@ -358,7 +358,7 @@ class ExplainSpec(RunSpec):
 
 
 class HarmonizeSpec(FileSpec):
-    """Give genes their approved names and, with a column, labels the words resistant and sensitive."""
+    """Give genes their approved names, and the labels of a column the words resistant and sensitive."""
 
     tool: ClassVar[str] = "pp.harmonize_genes"
     endings: ClassVar[tuple[str, ...]] = (".h5ad", ".h5mu")

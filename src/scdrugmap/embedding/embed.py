@@ -202,7 +202,7 @@ def embed_counts(
             bar.update(int(usable[rows].size))
     work = run.work
     work.seconds, work.n_cells, work.n_empty = time.perf_counter() - start, len(usable), int((~usable).sum())
-    work.token_budget = work.token_budget or run.budget
+    work.token_budget = work.token_budget or run.budget.tokens
     if cached is not None:
         finished.save(cached, key, values, model=model.card.name)
     return _embedding(run, values, usable, key)

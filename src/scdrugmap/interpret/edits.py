@@ -155,7 +155,7 @@ class CausalEdits(TokenEdits):
         """Note keys and values of the cells, and the sums of their states up to each position."""
         parts, kept = [], []
         with torch.inference_mode():
-            for rows in np.array_split(np.arange(len(self.ids)), -(-self.ids.numel() // self.run.budget)):
+            for rows in np.array_split(np.arange(len(self.ids)), -(-self.ids.numel() // self.run.budget.tokens)):
                 states, own = self.network.resume(self.ids[rows])
                 sums = (states * mask[rows].unsqueeze(-1)).cumsum(1)
                 parts.append(torch.nn.functional.pad(sums, (0, 0, 1, 0)))
@@ -217,7 +217,7 @@ class CausalEdits(TokenEdits):
         for rows in np.split(order, np.flatnonzero(np.diff(first[order])) + 1):
             if len(rows):
                 # With each pair come the keys and values of its cell: fewer at a time stay in the caches.
-                size = max(self.run.budget // 4 // (self.ids.shape[1] - int(first[rows[0]])), 1)
+                size = max(self.run.budget.tokens // 4 // (self.ids.shape[1] - int(first[rows[0]])), 1)
                 out += np.split(rows, range(size, len(rows), size))
         return out
 
