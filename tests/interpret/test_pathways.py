@@ -73,7 +73,7 @@ def test_other_methods_are_those_of_decoupler(rng, method):
 def test_a_method_of_decoupler_through_the_tool(planted, of, tmp_path):
     pytest.importorskip("decoupler")
     genes = list(planted.var_names)
-    (tmp_path / "own.gmt").write_text("".join(f"s{i}\t\t" + "\t".join(genes[i::9]) + "\n" for i in range(9)))
+    (tmp_path / "own.gmt").write_text("".join(f"s{i}\t\t" + "\t".join(genes[i::12]) + "\n" for i in range(9)))
     cells = planted.copy()
     sd.tl.biomarkers(cells, rng=0)
     tables = {}
@@ -84,6 +84,18 @@ def test_a_method_of_decoupler_through_the_tool(planted, of, tmp_path):
     assert not np.allclose(tables["ulm"], tables["mlm"][tables["ulm"].index])
     with pytest.raises(InputError, match="of='cells'"):
         sd.tl.pathways(cells, source=tmp_path / "own.gmt", of="cells", method="gsea")
+
+
+def test_a_score_of_decoupler_does_not_depend_on_other_cells(rng):
+    pytest.importorskip("decoupler")
+    W = weights_of(rng)
+    Y = sparse.random(300, 60, density=0.02, random_state=0, format="csr")
+    whole = decoupled(Y, W, "waggr")
+    for row in (0, 255, 299):
+        np.testing.assert_allclose(decoupled(Y[row : row + 1], W, "waggr"), whole[row : row + 1], rtol=1e-6, atol=1e-9)
+    # Every gene in one set: the sets add up to the constant.
+    with pytest.raises(InputError, match="none is a sum of others"):
+        decoupled(Y, sparse.csr_matrix(np.kron(np.eye(4), np.ones(15))), "mlm")
 
 
 def test_without_decoupler_its_methods_say_what_to_install(planted, monkeypatch, tmp_path):

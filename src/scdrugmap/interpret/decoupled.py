@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scdrugmap._errors import MissingDependencyError
+from scdrugmap._errors import InputError, MissingDependencyError
 
+#: Rows that are dense at a time.
+BLOCK = 256
 #: Its methods beyond those that are built in.
 METHODS = ("mlm", "viper", "waggr", "aucell")
 
@@ -34,6 +36,8 @@ def decoupled(Y: np.ndarray | sparse.csr_matrix, weights: sparse.csr_matrix, met
     ------
     MissingDependencyError
         If decoupler is not installed.
+    InputError
+        If a method fits all sets at once and they cannot be told apart.
     """
     try:
         import decoupler
@@ -43,11 +47,25 @@ def decoupled(Y: np.ndarray | sparse.csr_matrix, weights: sparse.csr_matrix, met
     genes = np.array([f"g{j}" for j in range(weights.shape[1])])
     sets = np.array([f"s{i}" for i in range(weights.shape[0])])
     net = pd.DataFrame({"source": sets[found.row], "target": genes[found.col], "weight": found.data})
-    rows = np.array([f"r{i}" for i in range(Y.shape[0])])
-    options: dict[str, Any] = {"times": 0} if method == "waggr" else {}
-    scores = getattr(decoupler.mt, method)(data=[Y, rows, genes], net=net, tmin=1, verbose=False, **options)
-    table = scores[0] if isinstance(scores, tuple) else scores
-    return np.asarray(table.reindex(index=rows, columns=sets), dtype=float)
+    # Genes that no row of a block expresses count, too: a score must not depend on the other cells of its block.
+    options: dict[str, Any] = {"tmin": 1, "empty": False, "verbose": False} | (
+        {"times": 0} if method == "waggr" else {}
+    )
+    out = np.empty((Y.shape[0], len(sets)))
+    for first in range(0, len(out), BLOCK):
+        part = Y[first : first + BLOCK]
+        dense = part.toarray() if sparse.issparse(part) else np.asarray(part)
+        rows = np.array([f"r{i}" for i in range(len(dense))])
+        try:
+            scores = getattr(decoupler.mt, method)(data=[dense, rows, genes], net=net, **options)
+        except np.linalg.LinAlgError:
+            raise InputError(
+                "method", method, "sets of which none is a sum of others, for one model of all of them",
+                "pass method='ulm', or a source without such sets.",
+            ) from None  # fmt: skip
+        table = scores[0] if isinstance(scores, tuple) else scores
+        out[first : first + BLOCK] = table.reindex(index=rows, columns=sets)
+    return out
 
 
 def shuffled_p(
