@@ -16,6 +16,8 @@ import pytest
 os.environ["SCDRUGMAP_CACHE_DIR"] = tempfile.mkdtemp(prefix="scdrugmap-tests-")
 # Two workers on two cores: more threads would only get in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Comparisons hold in float32; a processor with bfloat16 of its own would choose that where it serves.
+os.environ.setdefault("SCDRUGMAP_PRECISION", "float32")
 
 # pandas 3 decides what pandas 2 lets one try: text columns of their own type, and copies on write.
 if os.environ.get("SCDRUGMAP_PANDAS3") == "1" and int(pd.__version__.split(".")[0]) < 3:

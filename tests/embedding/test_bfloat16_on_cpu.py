@@ -15,6 +15,7 @@ from scdrugmap.models.cellplm import CellPLM
 from scdrugmap.models.kit.counts import Counts
 from scdrugmap.models.scgpt import ScGPT
 from scdrugmap.models.tgpt import TGPT
+from scdrugmap.settings import settings
 from scdrugmap.testing.cells import example_cells
 
 
@@ -26,6 +27,7 @@ def cells():
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     monkeypatch.setattr(runner, "_SERVES", {})
+    monkeypatch.setattr(settings, "precision", "auto")
 
 
 def processor(monkeypatch, *flags):
