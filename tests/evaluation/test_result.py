@@ -254,6 +254,24 @@ def test_tables_of_many_categories_are_folded(result, tmp_path):
     assert page.count("<details open") >= 1 and few.count("<details") == 1
 
 
+def test_report_says_why(result, tmp_path):
+    def page(**explained):
+        return result.report(tmp_path / "r.html", figures=[], n_resamples=5, **explained).read_text()
+
+    table = pd.DataFrame({"gene": [f"G<{i}>" for i in range(40)], "attribution": np.linspace(1, 0, 40), "low": np.nan})
+    assert "<h2>Why</h2>" not in page()
+    bare = page(explain={"attribution": table, "neighbors": {}})
+    assert "G&lt;14&gt;" in bare
+    assert "G&lt;15&gt;" not in bare
+    assert "First 15 of 40 rows" in bare
+    assert "no gene below may be called a biomarker" in bare
+    tested = page(explain={"attribution": table, "report": "No gene & no doubt."})
+    assert "No gene &amp; no doubt." in tested
+    assert "no gene below may be called" not in tested
+    with pytest.raises(InputError, match=r"sd\.tl\.attribute"):
+        page(explain={"neighbors": {}})
+
+
 def test_report_takes_figures(result, tmp_path):
     def draw(ax):
         ax.plot([0, 1])

@@ -273,3 +273,35 @@ def test_logged_values_are_refused(planted):
     cells.X = sparse.csr_matrix(cells.X.log1p())
     with pytest.raises(InputError, match="counts"):
         sd.tl.biomarkers(cells)
+
+
+@pytest.mark.parametrize("n_studies", [1, 2])
+def test_the_negative_binomial_engine_is_pydeseq2(n_studies):
+    """Sums per sample given to PyDESeq2 directly, with the genes in another order, where its optimiser stops elsewhere."""
+    dds = pytest.importorskip("pydeseq2.dds")
+    ds = pytest.importorskip("pydeseq2.ds")
+    cells = sd.datasets.simulate(
+        n_studies=n_studies, n_patients=6, n_samples_per_patient=1, n_cells=240 * n_studies, n_genes=60, rng=1
+    )
+    table = quiet(cells, engine="deseq2", min_cells=1, rng=0).set_index("gene")
+    tested = table.index[table["p"].notna()]
+    assert len(tested) > 20
+    label = cells.obs.groupby("sample", observed=True)[["response", "study"]].first().astype(str)
+    sums = (
+        pd.DataFrame(cells.X.toarray(), columns=cells.var_names)
+        .groupby(cells.obs["sample"].astype(str).to_numpy())
+        .sum()
+    )
+    sums, label = sums[list(tested)].round().astype(int), label.loc[sums.index]
+    data = dds.DeseqDataSet(
+        counts=sums, metadata=label, design="~response" if n_studies == 1 else "~study + response", quiet=True
+    )
+    data.deseq2()
+    found = ds.DeseqStats(data, contrast=["response", "resistant", "sensitive"], quiet=True)
+    found.summary()
+    expected = found.results_df.loc[tested]
+    np.testing.assert_allclose(table.loc[tested, "log2_fc"], expected["log2FoldChange"], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(table.loc[tested, "se"], expected["lfcSE"], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(table.loc[tested, "t"], expected["stat"], rtol=1e-3, atol=1e-5)
+    known = expected["pvalue"].notna().to_numpy()
+    np.testing.assert_allclose(table.loc[tested, "p"][known], expected["pvalue"][known], rtol=1e-3, atol=1e-5)

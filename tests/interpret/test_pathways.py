@@ -9,7 +9,8 @@ from scipy import sparse, stats
 
 import scdrugmap as sd
 from scdrugmap import download
-from scdrugmap._errors import InputError, MissingKeyError, OfflineError, UnknownNameError
+from scdrugmap._errors import InputError, MissingDependencyError, MissingKeyError, OfflineError, UnknownNameError
+from scdrugmap.interpret.decoupled import decoupled
 from scdrugmap.interpret.enrichment import enrich, jackknife, over_representation, running_sum, ulm
 from scdrugmap.interpret.gene_sets import _omnipath, gene_sets
 
@@ -50,6 +51,59 @@ def test_ulm_is_that_of_decoupler(rng):
     )
     scores, _ = dc.mt.ulm(data=data, net=net, tmin=1)
     np.testing.assert_allclose(ulm(data.to_numpy(), W), scores[[f"s{i}" for i in range(4)]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["mlm", "waggr"])
+def test_other_methods_are_those_of_decoupler(rng, method):
+    dc = pytest.importorskip("decoupler")
+    W, genes = weights_of(rng), [f"g{i}" for i in range(60)]
+    data = pd.DataFrame(rng.normal(size=(3, 60)), columns=genes, index=list("abc"))
+    found = W.tocoo()
+    net = pd.DataFrame(
+        {"source": [f"s{i}" for i in found.row], "target": [genes[j] for j in found.col], "weight": found.data}
+    )
+    expected = getattr(dc.mt, method)(data=data, net=net, tmin=1, **({"times": 0} if method == "waggr" else {}))
+    expected = expected[0] if isinstance(expected, tuple) else expected
+    np.testing.assert_allclose(
+        decoupled(data.to_numpy(), W, method), expected[[f"s{i}" for i in range(4)]], rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("of", ["biomarkers", "cells"])
+def test_a_method_of_decoupler_through_the_tool(planted, of, tmp_path):
+    pytest.importorskip("decoupler")
+    genes = list(planted.var_names)
+    (tmp_path / "own.gmt").write_text("".join(f"s{i}\t\t" + "\t".join(genes[i::12]) + "\n" for i in range(9)))
+    cells = planted.copy()
+    sd.tl.biomarkers(cells, rng=0)
+    tables = {}
+    for method in ("ulm", "mlm"):
+        sd.tl.pathways(cells, source=tmp_path / "own.gmt", of=of, method=method, rng=0)
+        tables[method] = cells.uns["pathways"].set_index("set")["score"]
+    assert stats.spearmanr(tables["ulm"], tables["mlm"][tables["ulm"].index]).statistic > 0.7
+    assert not np.allclose(tables["ulm"], tables["mlm"][tables["ulm"].index])
+    with pytest.raises(InputError, match="of='cells'"):
+        sd.tl.pathways(cells, source=tmp_path / "own.gmt", of="cells", method="gsea")
+
+
+def test_a_score_of_decoupler_does_not_depend_on_other_cells(rng):
+    pytest.importorskip("decoupler")
+    W = weights_of(rng)
+    Y = sparse.random(300, 60, density=0.02, random_state=0, format="csr")
+    whole = decoupled(Y, W, "waggr")
+    for row in (0, 255, 299):
+        np.testing.assert_allclose(decoupled(Y[row : row + 1], W, "waggr"), whole[row : row + 1], rtol=1e-6, atol=1e-9)
+    # Every gene in one set: the sets add up to the constant.
+    with pytest.raises(InputError, match="none is a sum of others"):
+        decoupled(Y, sparse.csr_matrix(np.kron(np.eye(4), np.ones(15))), "mlm")
+
+
+def test_without_decoupler_its_methods_say_what_to_install(planted, monkeypatch, tmp_path):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "decoupler", None)
+    with pytest.raises(MissingDependencyError, match="interpret"):
+        sd.tl.pathways(planted.copy(), source="resistance", of="cells", method="mlm", min_genes=1)
 
 
 def test_over_representation_is_fishers_test(rng):

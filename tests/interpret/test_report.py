@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 import scdrugmap as sd
 from scdrugmap._errors import InputError
@@ -86,6 +87,41 @@ def test_prediction_must_beat_chance_over_samples(rng):
     assert checks.prediction_check(y, y + rng.normal(size=160), samples, rng)["passed"]
     noise = [checks.prediction_check(y, rng.normal(size=160), samples, rng)["passed"] for _ in range(20)]
     assert sum(noise) <= 4, "one side of a 95 % interval over eight samples"
+
+
+def test_pairs_have_an_interval_over_what_is_compared(rng):
+    """Against the jackknife written out."""
+    found = list(rng.normal(size=(5, 30)) + rng.normal(size=30))
+    mean, low, high = checks.pairwise(found, rank_correlation)
+
+    def average(kept):
+        return np.mean([rank_correlation(a, b) for i, a in enumerate(kept) for b in kept[i + 1 :]])
+
+    assert mean == pytest.approx(average(found))
+    without = np.array([average(found[:i] + found[i + 1 :]) for i in range(5)])
+    se = np.sqrt(4 / 5 * ((without - without.mean()) ** 2).sum())
+    assert [low, high] == pytest.approx([mean - stats.t.ppf(0.975, 4) * se, mean + stats.t.ppf(0.975, 4) * se])
+    assert np.isnan(checks.pairwise(found[:2], rank_correlation)[1])
+
+
+def test_stability_over_folds_seeds_and_studies():
+    cells = sd.datasets.simulate(
+        n_studies=3, n_patients=4, n_samples_per_patient=1, n_cells=360, n_genes=100, heterogeneity=0.0,
+        cell_types={"malignant": 1.0}, rng=0,
+    )  # fmt: skip
+    options = {"hidden": (8,), "epochs": 3}
+    predictor = sd.tl.train(cells, "pca", head="mlp", head_options=options, rng=0)
+    table = sd.tl.attribution_report(cells, predictor, max_cells_per_sample=4, rng=0).table.set_index("check")
+    for check in ("stable folds", "stable seeds", "stable studies"):
+        row = table.loc[check]
+        assert row["rank_low"] <= row["rank_correlation"] <= row["rank_high"], check
+        assert row["passed"] in (True, False)
+    assert table.loc["stable seeds", "rank_correlation"] < 1
+    assert table["rank_correlation"].notna().sum() == 4
+    one = cells[cells.obs["study"] == cells.obs["study"].iloc[0]].copy()
+    table = sd.tl.attribution_report(one, predictor, max_cells_per_sample=4, rng=0).table.set_index("check")
+    assert pd.isna(table.loc["stable studies", "passed"])
+    assert "1 of 1 studies" in table.loc["stable studies", "note"]
 
 
 def test_measures_of_likeness(rng):

@@ -13,7 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 import scdrugmap as sd
+from scdrugmap._errors import InputError
 from scdrugmap.cli._app import app
+from scdrugmap.cli._explain import read_explained
 
 matplotlib.use("agg")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -89,5 +91,11 @@ def test_explain_writes_tables_and_a_page(simulated, predictor, tmp_path):
     page = (tmp_path / "out" / "explain.html").read_text()
     assert "data:image/png" in page
     assert "biomarker" in page
+    kept = read_explained(tmp_path / "out")
+    assert set(kept) == {"biomarkers", "attribution", "perturbation", "perturbation_ranking", "pathways", "report"}
+    pd.testing.assert_frame_equal(kept["biomarkers"], pd.read_csv(tmp_path / "out" / "biomarkers.csv"))
+    assert "biomarker" in kept["report"]
+    with pytest.raises(InputError, match="scdrugmap explain"):
+        read_explained(tmp_path)
     again = CliRunner().invoke(app, ["explain", str(tmp_path / "absent.h5ad"), "-p", str(tmp_path), "-o", "x"])
     assert again.exit_code == 3

@@ -215,6 +215,9 @@ app.command("reproduce", rich_help_panel=COMPARE)(
 def report(
     results: Annotated[Path, typer.Argument(help="Folder that a benchmark wrote, or a run store.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
+    explained: Annotated[
+        Path | None, typer.Option("--explained", help="Folder that scdrugmap explain wrote, for a section Why.")
+    ] = None,
 ) -> None:
     """Write the one-page HTML report of a finished benchmark.
 
@@ -222,7 +225,7 @@ def report(
     """
     from scdrugmap.cli._runs import run_report
 
-    run_report(results, output)
+    run_report(results, output, explained)
 
 
 app.command("serve", rich_help_panel=MORE)(_serve.serve)

@@ -7,6 +7,7 @@ import html
 import io
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from scdrugmap._errors import InputError, ScDrugMapWarning
@@ -17,6 +18,8 @@ from scdrugmap.spec import ExplainSpec
 
 #: Rows of a table on the page.
 SHOWN = 20
+#: What is written besides the verdict.
+TABLES = ("biomarkers", "attribution", "perturbation", "perturbation_ranking", "pathways")
 
 
 def explain(spec: ExplainSpec, cells: Any, as_json: bool) -> None:
@@ -89,11 +92,33 @@ def _write(spec: ExplainSpec, cells: Any, inner: Any, report: Any, notes: list[s
             notes.append(f"No figure of {name}: {error}")
             picture = b""
         sections.append(section(name, inner.uns[name], picture))
+    if "perturbation_ranking" in inner.uns:
+        write_frame(inner.uns["perturbation_ranking"], spec.output / "perturbation_ranking.csv", index=False)
+        written.append("perturbation_ranking.csv")
     write_frame(report.table, spec.output / "report.csv", index=False)
     write_text(spec.output / "report.txt", report.to_text() + "\n")
     write_bytes(spec.output / "explain.html", page(report, sections, notes).encode())
     write_text(spec.output / "run.yaml", spec.to_yaml())
     return [*written, "report.csv", "report.txt", "explain.html", "run.yaml"]
+
+
+def read_explained(folder: Path) -> dict[str, Any]:
+    """Tables and verdict of a folder that this command wrote.
+
+    Raises
+    ------
+    InputError
+        If the folder holds none.
+    """
+    import pandas as pd
+
+    names = [n for n in TABLES if (folder / f"{n}.csv").is_file()]
+    if not names or not (folder / "report.txt").is_file():
+        raise InputError(
+            "explained", str(folder), "a folder that scdrugmap explain wrote", "run scdrugmap explain first."
+        )
+    tables = {n: pd.read_csv(folder / f"{n}.csv") for n in names}
+    return tables | {"report": (folder / "report.txt").read_text(encoding="utf-8").rstrip()}
 
 
 def _picture(draw: Callable[[], Any]) -> bytes:

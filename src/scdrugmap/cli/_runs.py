@@ -213,8 +213,9 @@ def remarks_on(table: Any) -> list[str]:
     return list(dict.fromkeys(out))
 
 
-def run_report(results: Path, output: Path) -> None:
-    """Write the report of saved results."""
+def run_report(results: Path, output: Path, explained: Path | None = None) -> None:
+    """Write the report of saved results, with what ``scdrugmap explain`` found where there is such a folder."""
+    from scdrugmap.cli._explain import read_explained
     from scdrugmap.evaluation import BenchmarkResult
 
     check_writable(output, ".html")
@@ -223,7 +224,7 @@ def run_report(results: Path, output: Path) -> None:
         raise InputError("results", str(results), "results that a benchmark wrote", "run scdrugmap benchmark first.")
     result = BenchmarkResult.from_parquet(file)
     output.parent.mkdir(parents=True, exist_ok=True)
-    result.report(output)
+    result.report(output, explain=None if explained is None else read_explained(explained))
     console.print(f"wrote {output}")
 
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse, stats
 
+from scdrugmap.interpret.decoupled import METHODS as decoupler_methods
+from scdrugmap.interpret.decoupled import decoupled, shuffled_p
+
 METHODS = ("ulm", "ora", "gsea")
 
 
@@ -123,7 +126,7 @@ def enrich(
     weights
         ``(sets, genes)``.
     method
-        One of ``METHODS``; the over-representation takes a tenth of the genes.
+        One of ``METHODS``; the over-representation takes a tenth of the genes. Or one of decoupler's others.
     rng
         Shuffles genes for the running sum.
     n
@@ -132,7 +135,16 @@ def enrich(
     Returns
     -------
     Scores and p values. The p values shuffle genes, which are correlated: they are too small.
+
+    Raises
+    ------
+    MissingDependencyError
+        For a method of decoupler where that is not installed.
     """
+    if method in decoupler_methods:
+        score = decoupled(statistic[None], weights, method)[0]
+        p = shuffled_p(statistic, score, weights, method, rng) if n > 1 else np.full(len(score), np.nan)
+        return Enrichment(score, p)
     if method == "ora":
         return Enrichment(*over_representation(statistic, weights, max(len(statistic) // 10, 1)))
     if method == "gsea":

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from scdrugmap.interpret.faithfulness import Curves, likeness, overlap, rank_correlation
 
@@ -16,7 +17,9 @@ from scdrugmap.interpret.faithfulness import Curves, likeness, overlap, rank_cor
 DESTROYED = 0.3
 #: Cosine between attributions of different cells or folds below which they are not stable.
 STABLE = 0.5
-COLUMNS = ("check", "value", "low", "high", "threshold", "passed", "note")
+COLUMNS = (
+    "check", "value", "low", "high", "threshold", "passed", "note", "rank_correlation", "rank_low", "rank_high",
+)  # fmt: skip
 NOT_TESTED = "not tested"
 
 Attribution = Callable[[Any], np.ndarray]
@@ -29,7 +32,8 @@ class AttributionReport:
     Parameters
     ----------
     table
-        One row per check: ``check, value, low, high, threshold, passed`` (missing where it could not be made), ``note``.
+        One row per check: ``check, value, low, high, threshold, passed`` (missing where it could not be made), ``note``; for
+        what must be stable also ``rank_correlation, rank_low, rank_high``, Spearman between the refits with its 95 % interval.
     curves
         Deletion and insertion, for :func:`scdrugmap.pl.attribution` with ``kind="deletion"``.
     genes
@@ -85,7 +89,7 @@ def row(
     passed: bool | None = None, note: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """Return one row of the table."""
-    values = (check, float(value), float(low), float(high), float(threshold), passed, note)
+    values = (check, float(value), float(low), float(high), float(threshold), passed, note, np.nan, np.nan, np.nan)
     return dict(zip(COLUMNS, values, strict=True))
 
 
@@ -155,14 +159,57 @@ def sanity_row(check: str, original: np.ndarray, others: list[np.ndarray], what:
     )
 
 
-def stability_row(check: str, pairs: list[tuple[np.ndarray, np.ndarray]], what: str) -> dict[str, Any]:
-    """Must agree: cosine of the attributions, told with the correlation of ranks and the overlap of the first 50 genes."""
-    found = np.array([likeness(a, b) for a, b in pairs])
-    ranks = float(np.mean([rank_correlation(a, b) for a, b in pairs]))
-    shared = float(np.mean([overlap(a, b) for a, b in pairs]))
-    note = f"cosine between {what}; rank correlation {ranks:.2f}, {shared:.0%} of the first 50 genes shared"
-    value = float(found.mean())
-    return row(check, value, found.min(), found.max(), threshold=STABLE, passed=bool(value >= STABLE), note=note)
+def stability_row(check: str, refits: list[np.ndarray], what: str) -> dict[str, Any]:
+    """Must agree: cosine of the attributions, told with the correlation of ranks and the overlap of the first 50 genes.
+
+    Parameters
+    ----------
+    check
+        Name of the row.
+    refits
+        ``(genes,)`` attribution of each; every pair of them is compared.
+    what
+        What they differ in.
+    """
+    cosine, ranks = pairwise(refits, likeness), pairwise(refits, rank_correlation)
+    shared = pairwise(refits, overlap)[0]
+    bounds = "" if np.isnan(ranks[1]) else f" [{ranks[1]:.2f}, {ranks[2]:.2f}]"
+    note = f"cosine between {what}; rank correlation {ranks[0]:.2f}{bounds}, {shared:.0%} of the first 50 genes shared"
+    return row(check, *cosine, threshold=STABLE, passed=bool(cosine[0] >= STABLE), note=note) | {
+        "rank_correlation": ranks[0], "rank_low": ranks[1], "rank_high": ranks[2],
+    }  # fmt: skip
+
+
+def pairwise(found: list[np.ndarray], measure: Callable[[np.ndarray, np.ndarray], float]) -> tuple[float, float, float]:
+    """Mean of a measure over all pairs, with a 95 % interval from leaving out one of those compared.
+
+    Parameters
+    ----------
+    found
+        What is compared, two or more.
+    measure
+        Of likeness, at most 1.
+
+    Returns
+    -------
+    Mean, lower and upper bound; no bounds with fewer than three, whose pairs say nothing of each other.
+
+    Examples
+    --------
+    >>> pairwise([np.array([1.0, 0.0])] * 3, lambda a, b: float(a @ b))
+    (1.0, 1.0, 1.0)
+    """
+    n = len(found)
+    table = np.array([[measure(a, b) if i < j else 0.0 for j, b in enumerate(found)] for i, a in enumerate(found)])
+    pairs = n * (n - 1) / 2
+    mean = float(table.sum() / pairs)
+    if n < 3:
+        return mean, np.nan, np.nan
+    table += table.T
+    without = (table.sum() / 2 - table.sum(axis=1)) / (pairs - (n - 1))
+    se = np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
+    half = float(stats.t.ppf(0.975, n - 1) * se)
+    return mean, max(mean - half, -1.0), min(mean + half, 1.0)
 
 
 def shuffled_samples(y: np.ndarray, samples: np.ndarray, rng: np.random.Generator, n: int) -> list[np.ndarray]:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Refitted heads, shuffles and so on behind each check.
 N_REPEATS = 3
+#: Studies that a head is trained on, each by itself.
+MOST_STUDIES = 5
 
 
 def attribution_report(
@@ -75,8 +77,9 @@ def attribution_report(
         *prediction*: held-out samples are predicted better than by chance (the head is refitted without them);
         *faithfulness*, *beats expression*: deleting the named genes moves the predictor further than deleting random genes
         matched in expression, and than the most expressed ones; *random head*, *random weights*, *random labels*: randomised
-        predictors must be explained differently; *stable cells*, *stable folds*: halves of the cells and heads trained
-        without some samples must be explained alike; *planted truth* in simulated data, else *agreement* with the
+        predictors must be explained differently; *stable cells*, *stable folds*, *stable seeds*, *stable studies*: halves of
+        the cells, heads trained without some samples, with other seeds and on one study each must be explained alike (with
+        the rank correlation between them and its interval in columns of their own); *planted truth* in simulated data, else *agreement* with the
         differences between samples. What needs labels and has none is not tested.
         ``.curves`` (deletion and insertion), ``.genes`` (with how often each is selected), ``.to_text()``.
 
@@ -180,8 +183,8 @@ class _Subject:
 class _Labelled:
     """Features, labels and samples of the labelled cells; the head is refitted on them."""
 
-    def __init__(self, X: np.ndarray, y: np.ndarray, samples: np.ndarray) -> None:
-        self.X, self.y, self.samples = X, y, samples
+    def __init__(self, X: np.ndarray, y: np.ndarray, samples: np.ndarray, studies: np.ndarray) -> None:
+        self.X, self.y, self.samples, self.studies = X, y, samples, studies
 
     @classmethod
     def of(cls, adata: AnnData, trained: ResponsePredictor, key: str, by: str, layer: str | None) -> _Labelled | None:
@@ -195,7 +198,8 @@ class _Labelled:
             return None
         X = trained.features(adata, layer=layer, progress=False)
         kept = (cohort.y >= 0) & ~np.isnan(X).any(axis=1)
-        return cls(X[kept], cohort.y[kept].astype(int), cohort.sample[kept].astype(str))
+        sample, study = cohort.sample.astype(str), cohort.study.astype(str)
+        return cls(X[kept], cohort.y[kept].astype(int), sample[kept], study[kept])
 
     def fitted(self, head: Any, rows: np.ndarray, y: np.ndarray) -> Any:
         """A copy of the head, trained on some rows."""
@@ -265,7 +269,7 @@ def _halves(subject: _Subject, trained: ResponsePredictor) -> dict[str, Any]:
     order = np.argsort(subject.samples, kind="stable")
     first, second = np.sort(order[::2]), np.sort(order[1::2])
     pair = tuple(subject.means(trained, half).mean(axis=1) for half in (first, second))
-    return checks.stability_row("stable cells", [pair], "halves of the cells")
+    return checks.stability_row("stable cells", list(pair), "halves of the cells")
 
 
 def _refits(
@@ -283,11 +287,13 @@ def _refits(
 
     if labelled is None:
         note = "not tested: no labelled cells with samples; pass reference="
-        return [], [checks.row(name, note=note) for name in ("random labels", "stable folds")]
+        return [], [
+            checks.row(n, note=note) for n in ("random labels", "stable folds", "stable seeds", "stable studies")
+        ]
     everything = np.arange(len(labelled.y))
 
-    def explained(rows: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return subject.means(replace(trained, head=labelled.fitted(trained.head, rows, y))).mean(axis=1)
+    def explained(rows: np.ndarray, y: np.ndarray, head: Any = trained.head) -> np.ndarray:
+        return subject.means(replace(trained, head=labelled.fitted(head, rows, y))).mean(axis=1)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ScDrugMapWarning)
@@ -297,11 +303,40 @@ def _refits(
         rows = [checks.sanity_row("random labels", attribution, shuffled, "training on shuffled labels of samples")]
         try:
             folds = grouped_folds(labelled.y, labelled.samples, N_REPEATS, seed)
+            refits = [explained(train, labelled.y) for train, _ in folds]
+            rows.append(checks.stability_row("stable folds", refits, "heads trained without different samples"))
         except InputError as error:
-            return [], [*rows, checks.row("stable folds", note=f"not tested: {error.found}")]
-        refits = [explained(train, labelled.y) for train, _ in folds]
-    pairs = [(a, b) for i, a in enumerate(refits) for b in refits[i + 1 :]]
-    return refits, [*rows, checks.stability_row("stable folds", pairs, "heads trained without different samples")]
+            refits = []
+            rows.append(checks.row("stable folds", note=f"not tested: {error.found}"))
+        rows.append(_seeds(labelled, trained.head, lambda head: explained(everything, labelled.y, head), seed))
+        rows.append(_studies(labelled, lambda members: explained(members, labelled.y)))
+    return refits, rows
+
+
+def _seeds(labelled: _Labelled, head: Any, explained: Any, seed: int) -> dict[str, Any]:
+    """Explain heads trained on the same cells with different seeds."""
+    from sklearn.base import clone
+
+    from scdrugmap.interpret import report as checks
+
+    names = [n for n in head.get_params() if n.rpartition("__")[2] == "random_state"]
+    if not names:
+        return checks.row("stable seeds", note="not tested: the head has no random_state")
+    heads = [clone(head).set_params(**dict.fromkeys(names, seed + i)) for i in range(1, N_REPEATS + 1)]
+    return checks.stability_row("stable seeds", [explained(h) for h in heads], "heads trained with different seeds")
+
+
+def _studies(labelled: _Labelled, explained: Any) -> dict[str, Any]:
+    """Explain heads trained on one study each."""
+    from scdrugmap.interpret import report as checks
+
+    members = [np.flatnonzero(labelled.studies == name) for name in np.unique(labelled.studies)]
+    whole = [rows for rows in members if len(np.unique(labelled.y[rows])) == 2][:MOST_STUDIES]
+    if len(whole) < 2:
+        return checks.row(
+            "stable studies", note=f"not tested: {len(whole)} of {len(members)} studies hold both classes"
+        )
+    return checks.stability_row("stable studies", [explained(r) for r in whole], "heads trained on one study each")
 
 
 def _truth(

@@ -28,7 +28,7 @@ def pathways(
     *,
     source: str | Path = "hallmark",
     of: Literal["biomarkers", "attribution", "perturbation", "cells"] = "biomarkers",
-    method: Literal["ulm", "ora", "gsea"] = "ulm",
+    method: Literal["ulm", "ora", "gsea", "mlm", "viper", "waggr", "aucell"] = "ulm",
     min_genes: int = 5,
     key: str = "response",
     groups: str = "sample",
@@ -52,7 +52,8 @@ def pathways(
         in each cell and sample, and its difference between resistant and sensitive samples where labels are known.
     method
         ``"ulm"``: slope t of the ranking on the weights of the set; ``"ora"``: odds of the upper tenth of the ranking;
-        ``"gsea"``: running sum. ``of="cells"`` uses ``"ulm"``.
+        ``"gsea"``: running sum; ``"mlm"``, ``"viper"``, ``"waggr"``, ``"aucell"``: by decoupler, which
+        the extra ``scdrugmap[interpret]`` installs. ``of="cells"`` knows ``"ulm"`` and those of decoupler.
     min_genes
         Sets with fewer genes in the data are left out.
     key, groups
@@ -86,6 +87,8 @@ def pathways(
         If the table that ``of`` names is not there.
     UnknownNameError
         For an unknown source, ranking or method.
+    MissingDependencyError
+        For a method of decoupler where that is not installed.
     OfflineError
         If the source has to be fetched and offline mode forbids it; a GMT file of one's own works offline.
 
@@ -99,6 +102,7 @@ def pathways(
     ['set', 'score', 'low', 'high', 'p', 'q', 'n_genes']
     """
     from scdrugmap._random import seed_of
+    from scdrugmap.interpret.decoupled import METHODS as DECOUPLER
     from scdrugmap.interpret.enrichment import METHODS
     from scdrugmap.interpret.gene_sets import gene_sets
 
@@ -107,8 +111,10 @@ def pathways(
     _anndata.refuse_empty(cells, genes=True)
     if of not in OF:
         raise UnknownNameError("of", of, OF)
-    if method not in METHODS:
-        raise UnknownNameError("method", method, METHODS)
+    if method not in (*METHODS, *DECOUPLER):
+        raise UnknownNameError("method", method, (*METHODS, *DECOUPLER))
+    if of == "cells" and method in METHODS[1:]:
+        raise InputError("method", method, f"'ulm' or one of {', '.join(DECOUPLER)} for of='cells'", "leave it out.")
     if not isinstance(min_genes, int | np.integer) or min_genes < 1:
         raise InputError("min_genes", min_genes, "a number of genes of at least 1", "pass 5.")
     if of != "cells" and of not in cells.uns:
@@ -120,7 +126,7 @@ def pathways(
     record: dict[str, Any] = {"params": {"of": of, "method": method, "min_genes": int(min_genes)}, **sets.provenance}
     if of == "cells":
         names, weights = sets.matrix(symbols, min_genes)
-        table, activity, p_type = _of_cells(cells, names, weights, key, groups, layer)
+        table, activity, p_type = _of_cells(cells, names, weights, method, key, groups, layer)
         cells.obsm["pathway_activity"] = activity
         record["sets"] = np.array(names, dtype=str)
     else:
@@ -180,6 +186,7 @@ def _of_ranking(
     layer: str | None,
 ) -> tuple[pd.DataFrame, str]:
     """Score the sets, with intervals over samples and, where they can be had, p values from shuffled labels."""
+    from scdrugmap.interpret.decoupled import METHODS as DECOUPLER
     from scdrugmap.interpret.enrichment import enrich, jackknife
 
     found = enrich(statistic[known], weights, method, rng)
@@ -198,7 +205,9 @@ def _of_ranking(
 
             # The null spread replaces the one that independent genes would have; it never makes a set surer.
             spread = np.maximum(null.std(axis=0), 1.0) if method == "ulm" else null.std(axis=0)
-            p, p_type = 2 * stats.norm.sf(np.abs(found.score) / np.where(spread > 0, spread, 1)), "sample permutation"
+            # Some scores of decoupler lie about another number than zero.
+            away = found.score - (null.mean(axis=0) if method in DECOUPLER else 0.0)
+            p, p_type = 2 * stats.norm.sf(np.abs(away) / np.where(spread > 0, spread, 1)), "sample permutation"
     low, high = jackknife(found.score, np.array(parts)) if len(parts) else (np.full(len(names), np.nan),) * 2
     return _table(names, weights, found.score, low, high, p), p_type
 
@@ -246,13 +255,14 @@ def _resampled(
 
 
 def _of_cells(
-    adata: AnnData, names: list[str], weights: Any, key: str, groups: str, layer: str | None
+    adata: AnnData, names: list[str], weights: Any, method: str, key: str, groups: str, layer: str | None
 ) -> tuple[pd.DataFrame, np.ndarray, str]:
     """Activity of every set in every cell, and its difference between the classes over samples."""
     from scipy import stats
 
     from scdrugmap.embedding.source import CountSource
     from scdrugmap.interpret.biomarkers import estimated
+    from scdrugmap.interpret.decoupled import decoupled
     from scdrugmap.interpret.enrichment import ulm
     from scdrugmap.interpret.pseudobulk import Units
     from scdrugmap.models.kit.expression import log_normalize
@@ -262,7 +272,8 @@ def _of_cells(
     activity = np.empty((adata.n_obs, len(names)), dtype=np.float32)
     for first, X in source.blocks(2048):
         check_values(X, counts=True, model="sd.tl.pathways")
-        activity[first : first + X.shape[0]] = ulm(log_normalize(X.astype(np.float64)), weights)
+        Y = log_normalize(X.astype(np.float64))
+        activity[first : first + X.shape[0]] = ulm(Y, weights) if method == "ulm" else decoupled(Y, weights, method)
     samples = np.full(adata.n_obs, "all")
     if groups in adata.obs:
         samples = _anndata.as_text(adata.obs[groups])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -19,6 +19,7 @@ from scdrugmap._metrics import METRICS
 from scdrugmap.evaluation.result.headline import headlines
 from scdrugmap.evaluation.result.levels import ANSWERED
 from scdrugmap.evaluation.result.statistics import FEW_GROUPS, holm
+from scdrugmap.evaluation.result.why import why
 from scdrugmap.figures import axes as _axes
 from scdrugmap.figures.benchmark import benchmark
 from scdrugmap.figures.calibration import calibration
@@ -43,6 +44,7 @@ def write_report(
     metrics: Sequence[str] | None = None,
     figures: Sequence[Figure] | None = None,
     extra_figures: Sequence[Figure] = (),
+    explain: Mapping[str, Any] | None = None,
     n_resamples: int = 1000,
 ) -> Path:
     """Write the report.
@@ -62,6 +64,10 @@ def write_report(
         every setting and split.
     extra_figures
         More of them.
+    explain
+        For a section "Why": ``adata.uns`` after :func:`scdrugmap.tl.attribute` and its like, or some of their tables, with the
+        :class:`AttributionReport` (or its text) as ``"report"`` where there is one. No attribution is shown without saying
+        whether it was tested.
     n_resamples
         Of the bootstrap.
 
@@ -73,7 +79,7 @@ def write_report(
     Raises
     ------
     InputError
-        If the file cannot be written.
+        If the file cannot be written, or ``explain`` holds none of the tables.
 
     Examples
     --------
@@ -83,6 +89,7 @@ def write_report(
 
     if path.is_dir() or not path.parent.is_dir():
         raise InputError("path", str(path), "a file in a folder that exists", "pass for example 'report.html'.")
+    reasons = why(explain)
     chosen: dict[str, Any] = {} if metrics is None else {"metrics": metrics}
     summary = result.summary(n_resamples=n_resamples, **chosen)
     shown = list(dict.fromkeys(summary["metric"]))
@@ -110,6 +117,7 @@ def write_report(
         probe=_rounded(_without_blank(_probe(result))).to_dict("split"),
         comparisons=_without_blank(_rounded(compared)).to_dict("split"),
         figures=[(name, render(draw)) for name, draw in drawn],
+        why=reasons,
         timing=_rounded(_timing(result)).to_dict("split"),
         manifest=_manifest(result),
     )
