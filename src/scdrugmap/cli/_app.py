@@ -69,16 +69,16 @@ def demo(
 
 @app.command()
 def check(
-    input: Annotated[Path, typer.Argument(help="Cells: .h5ad or .h5mu.")],
+    input: Annotated[Path, typer.Argument(help="Cells: .h5ad, .h5mu, .zarr, or a folder of .h5ad files.")],
     layer: Annotated[str | None, typer.Option(help="Layer with raw counts (default: X).")] = None,
     mod: Annotated[str, typer.Option(help="Modality of a MuData.")] = "rna",
     label_key: Annotated[str, typer.Option(help="Column of obs with the labels.")] = "response",
 ) -> None:
     """Say whether a file is fit for use: counts, genes, species, labels. Exit code 3 if it is not."""
     import scdrugmap as sd
-    from scdrugmap.cli._io import read_cells
+    from scdrugmap.cli._io import open_cells
 
-    report = sd.pp.check(read_cells(input), layer=layer, label_key=label_key, mod=mod)
+    report = sd.pp.check(open_cells(input), layer=layer, label_key=label_key, mod=mod)
     typer.echo(str(report))
     if not report.ok:
         raise typer.Exit(REFUSED)
