@@ -83,6 +83,30 @@ def machine_rate(device: str, dtype: torch.dtype, n: int = 4096, repeats: int = 
     return 2 * n**3 / best
 
 
+def logistic(X: np.ndarray, y: np.ndarray, folds: list[np.ndarray], few: int) -> None:
+    """Print the time of ``logistic`` on all folds beside scikit-learn's default solver on a few of them."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    from scdrugmap.heads.fit import fit_folds
+    from scdrugmap.heads.make import make_head
+
+    rows = [np.setdiff1d(np.arange(len(y)), test) for test in folds]
+    start = time.perf_counter()
+    exact = fit_folds(make_head("logistic"), X, y, rows)
+    fast = time.perf_counter() - start
+    start = time.perf_counter()
+    for at, head in zip(rows[:few], exact[:few], strict=True):
+        theirs = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(X[at], y[at])
+        apart = np.abs(theirs.predict_proba(X)[:, 1] - head.predict_proba(X)[:, 1]).max()
+    slow = (time.perf_counter() - start) / few * len(rows)
+    print(
+        f"{X.shape[0]:,} x {X.shape[1]:,}  logistic, {len(rows)} folds  {fast:.1f} s; scikit-learn's default {slow:.1f} s (from "
+        f"{few} folds), {slow / fast:.1f}x; largest difference of a probability {apart:.1e}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--cells", type=int, default=20_000)
@@ -91,9 +115,16 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--only-batched", action="store_true")
+    parser.add_argument("--only-batched", action="store_true", help="leave the published way out")
+    parser.add_argument("--only-logistic", action="store_true", help="leave the perceptrons out")
     args = parser.parse_args()
-    rates = {p: machine_rate(args.device, getattr(torch, p)) for p in ("float32", "bfloat16")}
+    rates = {"float32": machine_rate(args.device, torch.float32)}
+    # Small first: a processor without bfloat16 of its own would spend minutes on the large product.
+    small = machine_rate(args.device, torch.bfloat16, 256, 2)
+    if small > 0.1 * machine_rate(args.device, torch.float32, 256, 2):
+        rates["bfloat16"] = machine_rate(args.device, torch.bfloat16)
+    else:
+        print(f"bfloat16 left out: {small / 1e9:.1f} GFLOP/s in a small product, less than a tenth of float32")
     print(f"device {args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print("matrix product " + ", ".join(f"{p} {r / 1e9:,.0f} GFLOP/s" for p, r in rates.items()))
     print(f"{args.folds} folds x {args.epochs} epochs, batches of 128, hidden {args.hidden}-{args.hidden}")
@@ -102,6 +133,12 @@ def main() -> None:
         X = rng.normal(size=(args.cells, d)).astype(np.float32)
         y = (X[:, :8].sum(1) + rng.normal(size=args.cells) > 0).astype(int)
         folds = np.array_split(rng.permutation(args.cells), args.folds)
+        mixing = rng.normal(size=(d, d)) / np.arange(1, d + 1)[:, None]
+        dependent = (rng.normal(size=(args.cells, d)) @ mixing + 5).astype(np.float32)
+        logistic(X, y, folds, 1)
+        logistic(dependent, y, folds, 1)
+        if args.only_logistic:
+            continue
         trained = args.cells * (args.folds - 1) * args.epochs
         h = args.hidden
         flop = trained * 2 * (2 * d * h + 3 * h * h + 3 * h)

@@ -10,6 +10,7 @@ import argparse
 import os
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -33,11 +34,18 @@ def answer(request: dict, number: int) -> object:
 
 
 def start(registry: Path, store: Path, environment: dict[str, str]) -> subprocess.Popen:
-    flags = ["--studies", ",".join(standin.STUDIES), "--store", str(store), "--n-folds", "2", "--no-measure", "--yes"]
+    flags = [
+        "--studies",
+        ",".join((*standin.STUDIES, *standin.EXTERNAL)),
+        "--store",
+        str(store),
+        "--n-folds",
+        "2",
+        "--no-measure",
+        "--yes",
+    ]
     flags += ["--lora-models", "scgpt,tgpt", "--lora-by", "tissue", "--lora-options", "epochs=1", "--predictors"]
-    flags += ["--shots", "0,1", "--prompt-shots", "0,1"]
-    # Sizes that the tiny checkpoints do not tell.
-    flags += ["--embed-options", "tgpt={max_length: 48}", "--embed-options", "uce={heads: 4}"]
+    flags += ["--shots", "0,1", "--prompt-shots", "0,1", "--labels", str(registry.parent / "labels.csv")]
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", standin.CHILD, str(registry), "reproduce", *flags], env=environment
     )
@@ -55,23 +63,29 @@ def main() -> None:
     begin = time.perf_counter()
     first = environment | {"SCDRUGMAP_CACHE_DIR": str(folder / "cache")}
     code = start(registry, folder / "whole", first).wait()
-    seconds = time.perf_counter() - begin
-    print(f"whole run: exit code {code}, {seconds:.0f} s")
+    seconds, used = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"whole run: exit code {code}, {seconds:.0f} s, of one processor {used.ru_utime + used.ru_stime:.0f} s")
     second = environment | {"SCDRUGMAP_CACHE_DIR": str(folder / "cache2")}
     for _ in range(kills):
         child = start(registry, folder / "killed", second)
-        time.sleep(random.uniform(0.1, 0.7) * seconds)
+        time.sleep(random.uniform(0.05, 0.4) * seconds)
         child.send_signal(signal.SIGKILL)
         child.wait()
+        files = [f for f in (folder / "killed").rglob("*") if f.is_file()]
+        newest = max(files, key=lambda f: f.stat().st_mtime).relative_to(folder) if files else "nothing"
+        print(f"killed; last written: {newest}")
+    same = True
     if kills:
         start(registry, folder / "killed", second).wait()
-        for name in ("scores", "leak", "few_shot", "predictors"):
+        for name in ("scores", "published", "leak", "few_shot", "predictors", "prompt_coverage"):
             one, two = (pd.read_csv(folder / run / "tables" / f"{name}.csv") for run in ("whole", "killed"))
             print(name, "the same" if one.equals(two) else "DIFFERENT")
+            same &= one.equals(two)
     leak = pd.read_csv(folder / "whole" / "tables" / "leak.csv").query("metric == 'auroc'")
     print(leak.groupby("model")[["random_cells", "whole_samples", "leak"]].mean().round(3).to_string())
     generator.close()
     endpoint.close()
+    sys.exit(0 if same else 1)
 
 
 if __name__ == "__main__":

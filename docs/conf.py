@@ -1,7 +1,9 @@
 """Sphinx configuration; builds without a network."""
 
 import os
+import shutil
 import sys
+import tempfile
 from importlib.metadata import metadata
 from pathlib import Path
 
@@ -16,6 +18,11 @@ version = release = info["Version"]
 os.environ.setdefault("TQDM_DISABLE", "1")
 # The command line of this very environment, also when it is not activated.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+# What runs in each kernel before the page does.
+profile = Path(tempfile.mkdtemp()) / "profile_default" / "startup"
+profile.mkdir(parents=True)
+shutil.copy(Path(__file__).parent / "_ext" / "kernel_startup.py", profile)
+os.environ["IPYTHONDIR"] = str(profile.parents[1])
 os.environ.setdefault("SCDRUGMAP_SHARED", str(Path(__file__).resolve().parents[2] / "shared"))
 
 extensions = [

@@ -13,7 +13,7 @@ from scdrugmap.cli import _live
 
 def test_live_table_counts_units_and_marks_the_best(monkeypatch):
     out = io.StringIO()
-    monkeypatch.setattr(_live, "console", Console(file=out, force_terminal=True, width=100))
+    monkeypatch.setattr(_live, "progress", Console(file=out, force_terminal=True, width=100))
     rng = np.random.default_rng(0)
     adata = sd.datasets.simulate(n_studies=3, n_cells=300, n_genes=100, rng=0)
     truth = (adata.obs["response"] == "sensitive").to_numpy(dtype=float)

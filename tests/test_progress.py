@@ -49,7 +49,7 @@ def test_a_long_step_of_the_demo_tells_that_it_goes_on(monkeypatch, capsys):
     clock = [0.0]
     monkeypatch.setattr(_demo.time, "perf_counter", lambda: clock[0])
     said = []
-    monkeypatch.setattr(_demo, "console", SimpleNamespace(is_terminal=False, print=lambda text: said.append(text)))
+    monkeypatch.setattr(_demo, "progress", SimpleNamespace(is_terminal=False, print=lambda text: said.append(text)))
     steps = _demo.Steps.__new__(_demo.Steps)
     steps.start = steps.said = 0.0
     steps.bar = SimpleNamespace(update=lambda *_, **__: None, advance=lambda *_: None)

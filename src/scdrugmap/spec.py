@@ -104,7 +104,7 @@ class Spec(BaseModel):
             if first["type"] == "missing" and name in cls.model_fields:
                 field = cls.model_fields[name]
                 fix = f"pass {extra_of(field).get('flag', ['--' + name])[0] if name != 'input' else 'a file'}."
-                raise SpecError(name, "nothing", field.description or name, fix) from None
+                raise SpecError(name, "nothing", (field.description or name).rstrip("."), fix) from None
             known = ", ".join(cls.model_fields)
             message = first["msg"].removeprefix("Value error, ")
             raise SpecError(name, first.get("input"), message, f"the fields are {known}.") from None
@@ -348,6 +348,9 @@ class ExplainSpec(RunSpec):
     n_steps: int = option(20, "evaluation", "Steps of the paths to begin with.", ge=1, le=256)
     baseline: str = option("auto", "evaluation", "auto, empty, mean, sensitive, or the name of a cell.")
     by: str = option("sample", "evaluation", "Column of obs with the samples.")
+    folder: Path | None = option(
+        None, "output", "Folder that keeps finished blocks of the attribution: a killed command goes on there."
+    )
     key: str = option("response", "data", "Column of obs with the labels, for what differs between samples.")
     genes: list[str] | None = option(None, "evaluation", "Gene to knock out in silico; repeat it.", flag=["--gene"])
     n_null: int = option(100, "evaluation", "Random genes that each knock-out is compared with.", ge=0)
@@ -357,7 +360,7 @@ class ExplainSpec(RunSpec):
 
 
 class HarmonizeSpec(FileSpec):
-    """Give genes their approved names and, with a column, labels the words resistant and sensitive."""
+    """Give genes their approved names, and the labels of a column the words resistant and sensitive."""
 
     tool: ClassVar[str] = "pp.harmonize_genes"
     endings: ClassVar[tuple[str, ...]] = (".h5ad", ".h5mu")

@@ -146,3 +146,17 @@ def test_work_that_cannot_be_sent_is_an_error_that_says_so(cohort):
 
     with pytest.raises(InputError, match=r"cannot be sent.*n_jobs=1"):
         grid(cohort(), {"locked": holds_a_lock}, baselines=[], n_jobs=2)
+
+
+def test_cells_of_an_open_file_travel_as_its_name(pair):
+    from scdrugmap.tl._portable import Cells
+
+    adata, backed = pair
+    backed.obs["batch"] = "changed after the file was opened"
+    sent = pickle.dumps(Cells(backed))
+    again = pickle.loads(sent).adata
+    assert again.isbacked and again.obs.equals(backed.obs) and len(sent) < 50_000
+    assert abs(again[5:9].to_memory().X - backed[5:9].to_memory().X).sum() == 0
+    part = pickle.loads(pickle.dumps(Cells(backed[5:9]))).adata
+    assert part.obs_names.tolist() == adata.obs_names[5:9].tolist()
+    assert pickle.loads(pickle.dumps(Cells(adata))).adata.shape == adata.shape

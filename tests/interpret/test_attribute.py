@@ -88,15 +88,34 @@ def test_steps_double_until_it_adds_up():
     seen = []
 
     def value(z, rows):
-        seen.append(len(rows))
+        seen.append(rows.tolist())
         return torch.relu(z[:, 0] - 0.9) * 10
 
     path = complete(value, x, start, n_steps=2)
-    assert path.n_steps[0] > 2
+    assert path.n_steps[0] in (4, 8, 16)
     assert path.n_steps[1] == 2
     assert abs(path.gap[0]) <= 0.05
     assert path.gap[1] == 0
-    assert seen[-1] == 1
+    assert seen[:2] == [[0, 1], [0, 1]]
+    assert set(seen[-1]) == {0}
+
+
+def test_further_steps_go_where_something_is_missing():
+    """A narrow bump: halved pieces see it with 256 steps, of which as many in even order miss a third."""
+    places = []
+
+    def value(z, rows):
+        if z.requires_grad:
+            places.extend(z[:, 0].tolist())
+        return torch.sigmoid((z[:, 0] - 0.3) * 1000)
+
+    double = {"dtype": torch.float64}
+    path = complete(value, torch.ones(1, 1, **double), torch.zeros(1, 1, **double), n_steps=20)
+    assert abs(path.gap[0]) <= 0.05
+    assert len(places) <= path.n_steps[0] <= 256
+    slopes = [(w, 1 / (1 + np.exp(-np.clip((a - 0.3) * 1000, -500, 500)))) for a, w in nodes(256)]
+    assert abs(1 - sum(w * 1000 * s * (1 - s) for w, s in slopes)) > 0.3
+    assert path.gradient.item() == pytest.approx(1, rel=0.05)
 
 
 def test_a_jump_is_named_and_not_hidden():

@@ -124,9 +124,9 @@ def scgpt(folder: Path, layout: str = "self_attn.Wqkv.") -> Checkpoint:
     return Checkpoint(folder, tensors, args | {"words": words, "layout": layout})
 
 
-def uce(folder: Path) -> Checkpoint:
+def uce(folder: Path, dim: int = 16, heads: int = 4) -> Checkpoint:
     """Weights with the token table of two species, positions, offsets and the proteins of one of them."""
-    dim, hidden, token_dim, wide, out, layers, heads = 16, 40, 24, 12, 20, 2, 4
+    hidden, token_dim, wide, out, layers = 40, 24, 12, 20, 2
     rng = np.random.default_rng(3)
     others = [f"FROG{i}" for i in range(9)]
     places = [("frog", s, str(rng.integers(1, 4)), int(p)) for s, p in zip(others, rng.permutation(99), strict=False)]
@@ -254,14 +254,14 @@ def cellplm(folder: Path, latent: str = "gmvae") -> Checkpoint:
     return Checkpoint(folder, tensors, {"genes": genes, "layers": layers, "heads": 8, "latent": latent})
 
 
-def tgpt(folder: Path) -> Checkpoint:
+def tgpt(folder: Path, positions: int = 48) -> Checkpoint:
     """A GPT-2 of ``transformers`` as its training script saves it, and a word-level tokenizer."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import GPT2Config, GPT2LMHeadModel
 
     names = [s.replace("-", "_").replace(".", "_") for s in np.random.default_rng(10).permutation(VOCABULARY)]
     words = {w: i for i, w in enumerate(["<pad>", "</b>", "</s>", "<unk>", *names, "patient", "unused0"])}
-    config = GPT2Config(vocab_size=len(words), n_positions=48, n_embd=16, n_layer=2, n_head=4)
+    config = GPT2Config(vocab_size=len(words), n_positions=positions, n_embd=16, n_layer=2, n_head=4)
     model = GPT2LMHeadModel(config).eval()
     shake(model, 10)
     torch.save(model.state_dict(), folder / "pytorch_model.bin")

@@ -27,11 +27,19 @@ def cells(shared):
     return ad.read_h5ad(shared / "parity" / "input.h5ad")
 
 
+#: Long sequences: what differs between their rows of the table is the reading of a cell, so every fourth cell shows it.
+LONG = {"Geneformer", "Llama-3-8B", "CellLM", "scBERT"}
+WHOLE = {model: next(c.id for c in _table.CASES if c.model == model) for model in LONG}
+
+
 @pytest.mark.parametrize("case", _table.CASES, ids=lambda case: case.id)
 def test_parity(case, cells, shared):
     root = shared / "parity" / (case.folder or model_key(case.model).replace("llama38b", "llama"))
     expected = np.load(root / "expected.npz")
     rows = expected[case.rows] if isinstance(case.rows, str) else np.arange(cells.n_obs)[case.rows or slice(None)]
+    wanted = expected[case.array]
+    if case.model in LONG and case.id != WHOLE[case.model]:
+        cells, rows, wanted = cells[rows[::4]], np.arange(len(rows[::4])), wanted[::4]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         out = sd.tl.embed(
@@ -39,4 +47,4 @@ def test_parity(case, cells, shared):
         )
     found = out.obsm[f"X_{model_key(case.model)}"]
     assert found.shape[0] == cells.n_obs
-    np.testing.assert_allclose(found[rows], expected[case.array], rtol=0, atol=case.atol)
+    np.testing.assert_allclose(found[rows], wanted, rtol=0, atol=case.atol)

@@ -6,4 +6,5 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("agg")
-sys.path.insert(0, str(Path(__file__).parent))
+matplotlib.rcParams["savefig.dpi"] = 40
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "prompting")]

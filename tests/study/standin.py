@@ -7,9 +7,12 @@ who divides cells at random recognises samples, who holds whole samples out sees
 from __future__ import annotations
 
 import functools
+import gzip
 import hashlib
 import http.server
+import io
 import sys
+import tarfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -31,10 +34,12 @@ STUDIES = (
     "GSE131984_JQ1", "GSE131984_Pac", "GSE131984_JQ1Pac", "GSE140440", "GSE163836",
     "GSE152469", "GSE111014_pre", "GSE164551", "GSE153697",
 )  # fmt: skip
+#: Two data sets of the validation, which are the samples of one archive of GEO; their labels are a person's.
+EXTERNAL = ("GSE223779_crizotinib", "GSE223779_alectinib")
 WRITERS: dict[str, Any] = {
-    "tgpt-64": layouts.tgpt, "scbert-panglao": layouts.scbert, "geneformer-v1-10m": functools.partial(layouts.geneformer, version=1),
+    "tgpt-64": functools.partial(layouts.tgpt, positions=64), "scbert-panglao": layouts.scbert, "geneformer-v1-10m": functools.partial(layouts.geneformer, version=1),
     "celllm": layouts.celllm, "scfoundation": layouts.scfoundation, "scgpt-human": layouts.scgpt,
-    "cellplm-20230926": layouts.cellplm, "uce-4-layer": layouts.uce, "llama38b": layouts.llama,
+    "cellplm-20230926": layouts.cellplm, "uce-4-layer": functools.partial(layouts.uce, dim=20, heads=20), "llama38b": layouts.llama,
 }  # fmt: skip
 ACCEPT = {"scfoundation": {"non_commercial": True}, "llama38b": {"gated": True}}
 MODELS = {
@@ -80,6 +85,28 @@ def write_studies(folder: Path) -> dict[str, Path]:
         out[key].parent.mkdir(parents=True)
         out[key].write_text("\n".join(lines) + "\n")
     return out
+
+
+def write_archive(folder: Path) -> None:
+    """An archive of GEO with one text matrix per sample, genes in rows, and the table of labels that a person would make."""
+    genes = symbols()[0][:N_GENES]
+    rng = np.random.default_rng(8)
+    base, lines = rng.normal(1.0, 0.7, N_GENES), ["dataset,sample,response"]
+    target = folder / "datasets" / "GSE223779_geo" / "GSE223779_RAW.tar"
+    target.parent.mkdir(parents=True)
+    with tarfile.open(target, "w") as archive:
+        for i in range(8):
+            resistant, key = i % 2, EXTERNAL[i // 4]
+            mean = base + rng.normal(0, 0.5, N_GENES) + 1.5 * resistant * (np.arange(N_GENES) < 12)
+            counts = rng.poisson(np.exp(mean), (N_CELLS, N_GENES)).T
+            rows = [",".join(["", *("".join(rng.choice(list("ACGT"), 16)) for _ in range(N_CELLS))])]
+            rows += [",".join([gene, *map(str, c)]) for gene, c in zip(genes, counts, strict=True)]
+            content = gzip.compress("\n".join(rows).encode())
+            member = tarfile.TarInfo(f"GSM70{i}_P{i}.counts.csv.gz")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+            lines.append(f"{key},GSM70{i},{'resistant' if resistant else 'sensitive'}")
+    (folder.parent / "labels.csv").write_text("\n".join(lines) + "\n")
 
 
 def write_checkpoints(folder: Path) -> None:
@@ -150,6 +177,7 @@ class Mirror(http.server.ThreadingHTTPServer):
 def served(folder: Path) -> Iterator[tuple[Mirror, Path]]:
     """Write the mirror, serve it, and yield it with the folder of its registry."""
     write_studies(folder / "mirror")
+    write_archive(folder / "mirror")
     write_checkpoints(folder / "mirror")
     mirror = Mirror(folder / "mirror")
     threading.Thread(target=mirror.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()

@@ -188,3 +188,22 @@ def test_a_tool_of_the_specifications_is_a_job(server: Any, monkeypatch: Any) ->
     assert {"attribution.csv", "report.html", "run.yaml"} <= {f.name for f in files.iterdir()}
     for file in files.iterdir():
         assert str(server.settings.data_dir) not in file.read_text(errors="ignore"), file.name
+
+
+def test_what_is_worth_no_more_than_none_is_left_off_the_shelf(server: Any, caplog: Any) -> None:
+    import json
+    from dataclasses import replace
+
+    from scdrugmap.web import shelf
+    from scdrugmap.web.problems import Problem
+
+    for name, reason in (("good", ""), ("coin", "AUROC 0.50 [0.31, 0.70] on held-out groups is not above 0.5")):
+        folder = server.settings.folder("predictors") / name
+        folder.mkdir()
+        (folder / "predictor.json").write_text(json.dumps({"training": {"worth": {"below_floor": reason}}}))
+    assert [p["name"] for p in shelf.predictors(server)] == ["good"]
+    assert "coin is not on the shelf: AUROC 0.50" in caplog.text
+    with pytest.raises(Problem, match="no such predictor"):
+        shelf.check_predictor(server, "coin")
+    told = replace(server, settings=server.settings.model_copy(update={"below_floor": True}))
+    assert [p["name"] for p in shelf.predictors(told)] == ["coin", "good"]

@@ -89,6 +89,9 @@ def test_every_file_can_be_taken(client: Any, job: str) -> None:
         answer = client.http.get(client.url + url)
         assert answer.status_code == 200 and answer.content, name
     assert b"<script" not in client.file(job, "report.html")
+    assert b'id="verdict"' in client.file(job, "report.html") and b"Worth on unseen groups" in client.file(
+        job, "report.html"
+    )
 
 
 def test_the_same_on_the_command_line(client: Any, job: str, studies: Any, tmp_path: Path, monkeypatch: Any) -> None:

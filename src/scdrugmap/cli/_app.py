@@ -10,6 +10,7 @@ import typer
 from scdrugmap.cli import _cache, _datasets, _models, _results, _serve
 from scdrugmap.cli._exit import REFUSED, Commands
 from scdrugmap.cli._flags import command
+from scdrugmap.cli._help import App
 from scdrugmap.spec import PREPARE, TOOLS, FileSpec
 from scdrugmap.study.spec import ReproduceSpec
 
@@ -24,19 +25,45 @@ EXAMPLES = {
     "explain": "scdrugmap explain cells.h5ad --predictor predictor -o explained",
 }
 
-app = typer.Typer(
+#: What the short help of a command shows beside input, output and --spec; all of it where a command is not named.
+COMMON: dict[str, tuple[str, ...]] = {
+    "embed": ("layer", "model", "checkpoint", "device", "batch_size", "store", "overwrite"),
+    "train": ("label_key", "groups", "model", "use_rep", "strategy", "head", "adapt", "calibrate", "conformal", "device"),
+    "predict": ("reference", "sample_key", "predictor", "model", "strategy", "n_shots", "abstain", "on_shift", "device"),
+    "benchmark": (
+        "label_key", "study_key", "models", "strategy", "head", "setting", "by", "split", "n_folds", "preset", "n_jobs",
+    ),
+    "explain": ("key", "predictor", "method", "by", "genes", "source", "device", "json"),
+    "reproduce": ("studies", "models", "strategy", "figures", "presets", "setting", "n_jobs", "device", "plan", "store", "yes"),
+}  # fmt: skip
+#: Groups of commands in the help.
+CELLS, ASK, COMPARE, MORE = "Prepare cells", "Predict", "Compare models", "Models, studies, files"
+PANELS = {"harmonize": CELLS, "concat": CELLS, "embed": CELLS, "benchmark": COMPARE}
+
+app = App(
     cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Predict and benchmark single-cell drug response with foundation models.",
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 input refused, 4 partly done. Start with: scdrugmap demo",
+    help="Predict and benchmark single-cell drug response. -h explains any command.\n\nExample: scdrugmap demo",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 input refused, 4 partly done.",
 )
-app.add_typer(_models.app, name="models", help="List, describe, fetch and verify models and their checkpoints.")
-app.add_typer(_datasets.app, name="datasets", help="List, describe, fetch and verify curated studies.")
-app.add_typer(_results.app, name="results", help="Join the results of several labs; export them as a site.")
-app.command("serve")(_serve.serve)
-app.add_typer(_cache.app, name="cache", help="List, measure and clear what is kept to be reused.")
+app.add_typer(
+    _models.app,
+    name="models",
+    help="List, describe, fetch and verify models and their checkpoints.",
+    rich_help_panel=MORE,
+)
+app.add_typer(
+    _datasets.app, name="datasets", help="List, describe, fetch and verify curated studies.", rich_help_panel=MORE
+)
+app.add_typer(
+    _results.app,
+    name="results",
+    help="Join the results of several labs; export them as a site.",
+    rich_help_panel=COMPARE,
+)
+app.add_typer(_cache.app, name="cache", help="List, measure and clear what is kept to be reused.", rich_help_panel=MORE)
 
 
 def _version(show: bool) -> None:
@@ -56,30 +83,41 @@ def _main(
     """Entry of every command."""
 
 
-@app.command()
+@app.command(rich_help_panel="Start")
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("scdrugmap_demo"),
     seed: Annotated[int, typer.Option(help="Seed of the simulated studies.")] = 0,
 ) -> None:
-    """Run the main job on simulated studies: embed, train, predict, benchmark, report. No download."""
+    """Run the main job on simulated studies: embed, train, predict, benchmark, report. No download.
+
+    Example: scdrugmap demo
+    """
     from scdrugmap.cli._demo import run_demo
 
     run_demo(output, seed)
 
 
-@app.command()
+@app.command(rich_help_panel=CELLS)
 def check(
     input: Annotated[Path, typer.Argument(help="Cells: .h5ad, .h5mu, .zarr, or a folder of .h5ad files.")],
     layer: Annotated[str | None, typer.Option(help="Layer with raw counts (default: X).")] = None,
     mod: Annotated[str, typer.Option(help="Modality of a MuData.")] = "rna",
     label_key: Annotated[str, typer.Option(help="Column of obs with the labels.")] = "response",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say whether a file is fit for use: counts, genes, species, labels. Exit code 3 if it is not."""
+    """Say whether a file is fit for use: counts, genes, species, labels. Exit code 3 if it is not.
+
+    Example: scdrugmap check cells.h5ad
+    """
     import scdrugmap as sd
+    from scdrugmap.cli._console import print_json
     from scdrugmap.cli._io import open_cells
 
     report = sd.pp.check(open_cells(input), layer=layer, label_key=label_key, mod=mod)
-    typer.echo(str(report))
+    if json:
+        print_json(**report.to_dict())
+    else:
+        typer.echo(str(report))
     if not report.ok:
         raise typer.Exit(REFUSED)
 
@@ -95,19 +133,26 @@ def _run(spec: FileSpec, as_json: bool) -> None:
 
 
 for _name, _spec in (PREPARE | TOOLS).items():
-    app.command(_name)(command(_spec, _run, EXAMPLES[_name]))
+    app.command(_name, rich_help_panel=PANELS.get(_name, ASK))(command(_spec, _run, EXAMPLES[_name], COMMON.get(_name)))
 
 
-@app.command()
+@app.command(rich_help_panel=COMPARE)
 def recommend(
     input: Annotated[Path, typer.Argument(help="Cells: .h5ad or .h5mu.")],
     model: Annotated[list[str] | None, typer.Option("--model", "-m", help="Model; repeat it; all by default.")] = None,
-    commercial: Annotated[bool, typer.Option(help="Only weights that may be used commercially.")] = False,
+    commercial: Annotated[
+        bool, typer.Option(rich_help_panel="Model", help="Only weights that may be used commercially.")
+    ] = False,
     label_key: Annotated[str, typer.Option(help="Column of obs with the labels.")] = "response",
     sample_key: Annotated[str, typer.Option(help="Column of obs with the samples.")] = "sample",
     study_key: Annotated[str, typer.Option(help="Column of obs with the study.")] = "study",
-    seconds: Annotated[float, typer.Option(help="Seconds to measure the speed of a model for; 0 for none.")] = 2.0,
-    probe: Annotated[bool, typer.Option(help="Compare models on the labels, whole samples left out.")] = True,
+    seconds: Annotated[
+        float,
+        typer.Option(rich_help_panel="Evaluation", help="Seconds to measure the speed of a model for; 0 for none."),
+    ] = 2.0,
+    probe: Annotated[
+        bool, typer.Option(rich_help_panel="Evaluation", help="Compare models on the labels, whole samples left out.")
+    ] = True,
     layer: Annotated[str | None, typer.Option(help="Layer with raw counts (default: X).")] = None,
     mod: Annotated[str, typer.Option(help="Modality of a MuData.")] = "rna",
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = None,
@@ -117,7 +162,10 @@ def recommend(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what each model can do with these cells on this machine, and which is best where one is. No download."""
+    """Say what each model can do with these cells on this machine, and which is best where one is. No download.
+
+    Example: scdrugmap recommend cells.h5ad
+    """
     from scdrugmap.cli._choose import run_recommend
 
     run_recommend(
@@ -127,21 +175,54 @@ def recommend(
     )  # fmt: skip
 
 
+@app.command(rich_help_panel=MORE)
+def bench(
+    models: Annotated[
+        list[str] | None, typer.Option("--models", "-m", help="Model; repeat it; all but Llama by default.")
+    ] = None,
+    cells: Annotated[int, typer.Option(help="Most cells of a pass.")] = 32,
+    seconds: Annotated[float, typer.Option(help="Time for the passes of one model.")] = 30.0,
+    size: Annotated[str, typer.Option(help="official, or tiny to see that everything runs.")] = "official",
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write the table (.csv, .parquet).")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure how fast this machine embeds at the official sizes, with random weights. No download.
+
+    Example: scdrugmap bench --models scgpt --cells 8
+    """
+    from scdrugmap.cli._bench import run_bench
+
+    run_bench(output, as_json=json, models=models, cells=cells, seconds=seconds, size=size, device=device,
+              precision=precision)  # fmt: skip
+
+
 def _reproduce(spec: ReproduceSpec, as_json: bool) -> None:
     from scdrugmap.cli._reproduce import run_reproduce
 
     run_reproduce(spec, as_json)
 
 
-app.command("reproduce")(command(ReproduceSpec, _reproduce, "scdrugmap reproduce --plan --no-measure"))
+app.command("reproduce", rich_help_panel=COMPARE)(
+    command(ReproduceSpec, _reproduce, "scdrugmap reproduce --plan --no-measure", COMMON["reproduce"])
+)
 
 
-@app.command()
+@app.command(rich_help_panel=COMPARE)
 def report(
     results: Annotated[Path, typer.Argument(help="Folder that a benchmark wrote, or a run store.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")] = Path("report.html"),
 ) -> None:
-    """Write the one-page HTML report of a finished benchmark."""
+    """Write the one-page HTML report of a finished benchmark.
+
+    Example: scdrugmap report results -o report.html
+    """
     from scdrugmap.cli._runs import run_report
 
     run_report(results, output)
+
+
+app.command("serve", rich_help_panel=MORE)(_serve.serve)

@@ -9,8 +9,9 @@ import typer
 
 from scdrugmap._errors import SpecError
 from scdrugmap.cli._console import print_json, print_table
+from scdrugmap.cli._help import App
 
-app = typer.Typer(no_args_is_help=True)
+app = App(no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 #: What each row of ``cache size`` is, and how it is cleared.
 KINDS = {
@@ -24,7 +25,10 @@ KINDS = {
 
 @app.command("list")
 def list_entries(json: Json = False) -> None:
-    """List the cached embeddings, those used last first."""
+    """List the cached embeddings, those used last first.
+
+    Example: scdrugmap cache list
+    """
     from scdrugmap.embedding import cache
 
     table = cache.listing()
@@ -35,7 +39,10 @@ def list_entries(json: Json = False) -> None:
 
 @app.command()
 def size(json: Json = False) -> None:
-    """Say how much the cache holds, by kind."""
+    """Say how much the cache holds, by kind.
+
+    Example: scdrugmap cache size
+    """
     import pandas as pd
 
     from scdrugmap.settings import settings
@@ -57,7 +64,10 @@ def clear(
     older_than: Annotated[float | None, typer.Option(help="Only what was not used for this many days.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Delete cached embeddings or answers."""
+    """Delete cached embeddings or answers.
+
+    Example: scdrugmap cache clear --older-than 30 --yes
+    """
     from scdrugmap.embedding import cache as embeddings
     from scdrugmap.prompting import cache as answers
 

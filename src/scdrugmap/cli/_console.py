@@ -1,4 +1,4 @@
-"""The one console that the commands print to, and the two forms of a table: for people and for programs."""
+"""The console that results are printed to, the one that progress is shown on, and the two forms of a table: for people and for programs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from rich.table import Table
 
 #: Wide enough for tables when the output goes into a file or a pipe.
 console = Console(width=None if sys.stdout.isatty() else 150)
+#: Progress never mixes with results that go into a file or a pipe.
+progress = Console(stderr=True, width=None if sys.stderr.isatty() else 150)
 
 
 def print_table(frame: Any, title: str, limit: int = 40, *, as_json: bool = False) -> None:

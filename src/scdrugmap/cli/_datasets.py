@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=False, invoke_without_command=True)
+from scdrugmap.cli._help import App
+
+app = App(no_args_is_help=False, invoke_without_command=True)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Key = Annotated[str, typer.Argument(help="Study, for example GSE140440.")]
 
@@ -24,7 +26,10 @@ def list_studies(
     collection: Annotated[str | None, typer.Option(help="primary or external.")] = None,
     json: Json = False,
 ) -> None:
-    """List the curated studies."""
+    """List the curated studies.
+
+    Example: scdrugmap datasets list --tissue Organoid
+    """
     import scdrugmap as sd
     from scdrugmap.cli._console import print_table
 
@@ -37,7 +42,10 @@ def list_studies(
 
 @app.command()
 def info(key: Key) -> None:
-    """Describe a study."""
+    """Describe a study.
+
+    Example: scdrugmap datasets info GSE140440
+    """
     import scdrugmap as sd
 
     typer.echo(sd.datasets.info(key))
@@ -49,7 +57,10 @@ def fetch(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the study as .h5ad.")] = None,
     accept_licence: Annotated[bool, typer.Option("--accept-licence", help="Accept the licence that is shown.")] = False,
 ) -> None:
-    """Fetch a study, verify it and read it."""
+    """Fetch a study, verify it and read it.
+
+    Example: scdrugmap datasets fetch GSE140440 -o study.h5ad
+    """
     import scdrugmap as sd
     from scdrugmap.cli._io import check_writable, write_cells
 
@@ -63,7 +74,10 @@ def fetch(
 
 @app.command()
 def where(key: Key) -> None:
-    """Print the folder of a study."""
+    """Print the folder of a study.
+
+    Example: scdrugmap datasets where GSE140440
+    """
     from scdrugmap import download
 
     typer.echo(download.where("datasets", key))
@@ -73,7 +87,10 @@ def where(key: Key) -> None:
 def verify(
     key: Annotated[str | None, typer.Argument(help="Study; all if left out.")] = None, json: Json = False
 ) -> None:
-    """Read studies again and compare them with their digests. Exit code 4 if a file is altered or missing."""
+    """Read studies again and compare them with their digests. Exit code 4 if a file is altered or missing.
+
+    Example: scdrugmap datasets verify
+    """
     from scdrugmap import download
     from scdrugmap.cli._verify import optional_files, tell
 
@@ -82,7 +99,10 @@ def verify(
 
 @app.command()
 def rm(key: Key) -> None:
-    """Delete a fetched study."""
+    """Delete a fetched study.
+
+    Example: scdrugmap datasets rm GSE140440
+    """
     from scdrugmap import download
 
     download.remove("datasets", key)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from scdrugmap._errors import ScDrugMapWarning
-from scdrugmap.cli._console import console
+from scdrugmap.cli._console import console, progress
 from scdrugmap.cli._io import write_frame
 from scdrugmap.cli._picture import draw_demo
 from scdrugmap.cli._runs import print_summary
@@ -36,17 +38,26 @@ class Steps:
     def __init__(self) -> None:
         self.start = self.said = time.perf_counter()
         self.bar = Progress(
-            TextColumn("{task.description:58}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+            TextColumn("{task.description:58}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=progress,
         )
         self.task = self.bar.add_task("", total=len(STEPS))
         self.names = iter(STEPS)
         self.name = ""
+        self.over = threading.Event()
+        self.watch = threading.Thread(target=self._keep_talking, daemon=True)
 
     def __enter__(self) -> Steps:
         self.bar.start()
+        self.watch.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.over.set()
+        self.watch.join()
         self.bar.update(self.task, completed=len(STEPS))
         self.bar.stop()
 
@@ -59,15 +70,21 @@ class Steps:
 
     def unit(self, outcome: Any, done: int, total: int) -> None:
         """Take one finished unit of a benchmark."""
-        if console.is_terminal or time.perf_counter() - self.said >= SILENCE:
+        if progress.is_terminal or time.perf_counter() - self.said >= SILENCE:
             self.tell(f"{self.name}: {done} of {total} ({outcome.unit.model})")
+
+    def _keep_talking(self) -> None:
+        """Say that a step goes on which tells nothing itself; a terminal has a clock that runs."""
+        while not self.over.wait(0.5):
+            if not progress.is_terminal and time.perf_counter() - self.said >= SILENCE:
+                self.tell(f"{self.name}: goes on")
 
     def tell(self, text: str) -> None:
         """Show what goes on."""
         self.said = time.perf_counter()
         self.bar.update(self.task, description=text)
-        if not console.is_terminal:
-            console.print(f"[{self.said - self.start:5.1f} s] {text}")
+        if not progress.is_terminal:
+            progress.print(f"[{self.said - self.start:5.1f} s] {text}")
 
 
 def run_demo(folder: Path, seed: int) -> None:
@@ -150,9 +167,23 @@ def _say_what_is_there(folder: Path, seconds: float) -> None:
         ("predictor/", "the trained predictor with its card"),
     ):
         console.print(f"  {name:12} {what}")
-    console.print(
-        "\nnext, on your own cells (raw counts; obs: response, sample, study):\n"
-        "  scdrugmap check cells.h5ad\n"
-        "  scdrugmap benchmark cells.h5ad --model pca --setting cross -o results\n"
-        "  scdrugmap models list"
-    )
+    console.print("\nnext, as they stand or with your own cells (raw counts; obs: response, sample, study):")
+    for line in next_commands(folder):
+        # A line of its own that can be copied, however narrow the terminal is.
+        console.print(f"  {line}", soft_wrap=True, highlight=False)
+
+
+def next_commands(folder: Path) -> list[str]:
+    """Commands that run on what the demonstration left.
+
+    Parameters
+    ----------
+    folder
+        Of the demonstration.
+    """
+    cells, predictor = shlex.quote(str(folder / "cells.h5ad")), shlex.quote(str(folder / "predictor"))
+    return [
+        f"scdrugmap check {cells}",
+        f"scdrugmap predict {cells} --predictor {predictor} --sample-key sample -o calls.csv",
+        f"scdrugmap benchmark {cells} --model pca --setting cross -o results",
+    ]

@@ -6,7 +6,6 @@ import sys
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
 from scdrugmap._errors import (
     CheckpointError,
@@ -18,6 +17,7 @@ from scdrugmap._errors import (
     SpecError,
     UnknownNameError,
 )
+from scdrugmap.cli._help import Group
 
 DONE, FAILED, USAGE, REFUSED, PARTLY, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -42,7 +42,7 @@ def code_of(error: BaseException) -> int:
     return FAILED
 
 
-class Commands(TyperGroup):
+class Commands(Group):
     """The commands; an error of the user's making ends with its code and one sentence."""
 
     def invoke(self, ctx: Any) -> Any:

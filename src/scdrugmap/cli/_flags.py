@@ -10,12 +10,15 @@ from typing import Any, Literal, get_args, get_origin
 import typer
 
 from scdrugmap._errors import SpecError
+from scdrugmap.cli._help import help_all
 from scdrugmap.spec import Spec, extra_of, kinds_of
 
 Json = typer.Option(False, "--json", help="Print the result as JSON.", rich_help_panel="Output", show_default=False)
 
 
-def command(spec: type[Spec], run: Callable[[Any, bool], None], example: str) -> Callable[..., None]:
+def command(
+    spec: type[Spec], run: Callable[[Any, bool], None], example: str, common: tuple[str, ...] | None = None
+) -> Callable[..., None]:
     """Return the function that typer turns into a command.
 
     Parameters
@@ -26,6 +29,8 @@ def command(spec: type[Spec], run: Callable[[Any, bool], None], example: str) ->
         Gets the specification, and whether the result is printed as JSON.
     example
         One command that runs.
+    common
+        Fields that the short help shows; all if not given.
     """
     fields = {n: f for n, f in spec.model_fields.items() if n != "input"}
     takers = {n: _taker(f.annotation, words="words" in extra_of(f)) for n, f in fields.items()}
@@ -33,6 +38,7 @@ def command(spec: type[Spec], run: Callable[[Any, bool], None], example: str) ->
 
     def call(**given: Any) -> None:
         input, file, as_json = given.pop("input", None), given.pop("spec"), given.pop("json")
+        given.pop("help_all", None)
         if isinstance(input, Path) and input.suffix in (".yaml", ".yml") and file is None:
             input, file = None, input
         values = {
@@ -46,7 +52,9 @@ def command(spec: type[Spec], run: Callable[[Any, bool], None], example: str) ->
     parameters = []
     if takes_input:
         source = spec.model_fields["input"].annotation
-        parameters.append(_parameter("input", source, typer.Argument(help=_help(spec, "input"), show_default=False)))
+        parameters.append(
+            _parameter("input", source, typer.Argument(help=_help(spec, "input"), metavar="INPUT", show_default=False))
+        )
     groups = ("data", "model", "evaluation", "machine", "output")
     for name in sorted(fields, key=lambda n: (groups.index(extra_of(fields[n])["group"]), n == "options")):
         parameters.append(_parameter(name, takers[name][0], _option(spec, name)))
@@ -54,6 +62,9 @@ def command(spec: type[Spec], run: Callable[[Any, bool], None], example: str) ->
         parameters.append(_parameter(old, takers[name][0], typer.Option(None, f"--{old}", hidden=True)))
     yaml = typer.Option(None, "--spec", help="YAML run specification; flags override it.", rich_help_panel="Data")
     parameters += [_parameter("spec", Path, yaml), _parameter("json", bool, Json, default=False)]
+    if common is not None:
+        call.common = (*common, "output", "spec")  # type: ignore[attr-defined]
+        parameters.append(_parameter("help_all", bool, help_all(), default=False))
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in parameters}
     call.__doc__ = f"{inspect.getdoc(spec)}\n\nExample: {example}"
@@ -72,7 +83,27 @@ def _option(spec: type[Spec], name: str) -> Any:
     if kinds_of(field.annotation) == [bool] and len(flags) == 1:
         flags = [f"{flags[0]}/--no-{flags[0][2:]}"]
     panel = extra_of(field)["group"].capitalize()
-    return typer.Option(None, *flags, help=_help(spec, name), rich_help_panel=panel, show_default=False)
+    return typer.Option(
+        None, *flags, help=_help(spec, name), rich_help_panel=panel, show_default=False,
+        autocompletion=_offer(field.annotation, name),
+    )  # fmt: skip
+
+
+def _offer(annotation: Any, name: str) -> Callable[[str], list[str]] | None:
+    """What the Tab key offers for a field: names of models, or the words that a field may have."""
+    kinds = [part for kind in kinds_of(annotation) for part in (get_args(kind) if get_origin(kind) is list else [kind])]
+    words = [str(word) for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    if name not in ("model", "models") and not words:
+        return None
+
+    def offer(incomplete: str) -> list[str]:
+        if name not in ("model", "models"):
+            return [word for word in words if word.startswith(incomplete)]
+        from scdrugmap import models
+
+        return [word for word in models.list().index if str(word).lower().startswith(incomplete.lower())]
+
+    return offer
 
 
 def _help(spec: type[Spec], name: str) -> str:

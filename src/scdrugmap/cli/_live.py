@@ -10,29 +10,29 @@ import numpy as np
 from rich.live import Live
 from rich.table import Table
 
-from scdrugmap.cli._console import console
+from scdrugmap.cli._console import progress
 
 
 class LiveScores:
     """Finished units, time left, and the mean AUROC of each model so far; the best one is marked.
 
     Pass :meth:`update` as ``on_unit`` to :func:`scdrugmap.tl.benchmark` inside the context. Nothing is shown
-    unless the output is a terminal.
+    unless standard error is a terminal.
     """
 
     def __init__(self) -> None:
         self.scores: dict[str, list[float]] = defaultdict(list)
         self.done = self.total = 0
         self.start = time.perf_counter()
-        self.live = Live(console=console, auto_refresh=False, transient=True)
+        self.live = Live(console=progress, auto_refresh=False, transient=True)
 
     def __enter__(self) -> LiveScores:
-        if console.is_terminal:
+        if progress.is_terminal:
             self.live.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if console.is_terminal:
+        if progress.is_terminal:
             self.live.stop()
 
     def update(self, outcome: Any, done: int, total: int) -> None:
@@ -46,7 +46,7 @@ class LiveScores:
             both = len(np.unique(outcome.y[known])) == 2
             value = float(roc_auc_score(outcome.y[known], outcome.score[known])) if both else np.nan
             self.scores[f"{unit.model} ({unit.strategy}{', ' + unit.head if unit.head else ''})"].append(value)
-        if console.is_terminal:
+        if progress.is_terminal:
             self.live.update(self.table(), refresh=True)
 
     def table(self) -> Table:

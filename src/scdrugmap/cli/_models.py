@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=False, invoke_without_command=True)
+from scdrugmap.cli._help import App
+
+app = App(no_args_is_help=False, invoke_without_command=True)
 Name = Annotated[str, typer.Argument(help="Model, or key of the checkpoint registry.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Accept = Annotated[bool, typer.Option("--accept-licence", help="Accept the licence that is shown.")]
@@ -21,7 +23,10 @@ def _list_by_default(context: typer.Context) -> None:
 
 @app.command("list")
 def list_models(json: Json = False) -> None:
-    """List all models."""
+    """List all models.
+
+    Example: scdrugmap models list
+    """
     import scdrugmap as sd
     from scdrugmap.cli._console import print_table
 
@@ -32,7 +37,10 @@ def list_models(json: Json = False) -> None:
 
 @app.command()
 def info(name: Name) -> None:
-    """Describe a model: what it is, what it needs, its licence and checkpoints."""
+    """Describe a model: what it is, what it needs, its licence and checkpoints.
+
+    Example: scdrugmap models info scGPT
+    """
     import scdrugmap as sd
 
     typer.echo(sd.models.info(name))
@@ -40,7 +48,10 @@ def info(name: Name) -> None:
 
 @app.command()
 def fetch(name: Name, accept_licence: Accept = False) -> None:
-    """Fetch an official checkpoint."""
+    """Fetch an official checkpoint.
+
+    Example: scdrugmap models fetch scGPT
+    """
     import scdrugmap as sd
 
     typer.echo(sd.models.fetch(name, accept_licence=accept_licence))
@@ -48,7 +59,10 @@ def fetch(name: Name, accept_licence: Accept = False) -> None:
 
 @app.command()
 def where(name: Name) -> None:
-    """Print the folder of a checkpoint."""
+    """Print the folder of a checkpoint.
+
+    Example: scdrugmap models where scGPT
+    """
     import scdrugmap as sd
 
     typer.echo(sd.models.where(name))
@@ -58,7 +72,10 @@ def where(name: Name) -> None:
 def verify(
     name: Annotated[str | None, typer.Argument(help="Model or key; all if left out.")] = None, json: Json = False
 ) -> None:
-    """Read checkpoints again and compare them with their digests. Exit code 4 if a file is altered or missing."""
+    """Read checkpoints again and compare them with their digests. Exit code 4 if a file is altered or missing.
+
+    Example: scdrugmap models verify
+    """
     import scdrugmap as sd
     from scdrugmap import download
     from scdrugmap.cli._verify import optional_files, tell
@@ -69,7 +86,10 @@ def verify(
 
 @app.command()
 def register(name: Name, path: Annotated[Path, typer.Argument(help="File or folder that you have.")]) -> None:
-    """Tell scdrugmap about a checkpoint that is already on this machine."""
+    """Tell scdrugmap about a checkpoint that is already on this machine.
+
+    Example: scdrugmap models register scGPT checkpoints/scGPT
+    """
     from scdrugmap import download
 
     typer.echo(download.register_local("checkpoints", name, path))
@@ -77,7 +97,10 @@ def register(name: Name, path: Annotated[Path, typer.Argument(help="File or fold
 
 @app.command()
 def rm(name: Name) -> None:
-    """Delete a fetched checkpoint."""
+    """Delete a fetched checkpoint.
+
+    Example: scdrugmap models rm scGPT
+    """
     import scdrugmap as sd
 
     sd.models.remove(name)

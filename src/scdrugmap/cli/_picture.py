@@ -41,7 +41,7 @@ def draw_demo(cells: Any, representation: Any, result: Any, path: Path, *, seed:
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.25))
     response(shown, basis="X_map", color="response", ax=left)
     response(shown, basis="X_map", color="response_pred", ax=middle)
-    left.set_title("cells of an unseen study: as labelled", fontsize="medium")
+    left.set_title("unseen study, as labelled", fontsize="medium")
     middle.set_title("as called", fontsize="medium")
     left.get_legend().remove()
     benchmark(result, metric="f1_macro", ax=right)

@@ -7,15 +7,22 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True)
+from scdrugmap.cli._help import App
+
+app = App(no_args_is_help=True)
 
 
 @app.command()
 def merge(
-    sources: Annotated[list[Path], typer.Argument(help="Run stores, or folders that benchmark -o or merge wrote.")],
+    sources: Annotated[
+        list[Path], typer.Argument(help="Run stores, or folders that benchmark -o, merge or reproduce wrote.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; sd.load_result opens it.")],
 ) -> None:
-    """Join results without counting anything twice. Exit code 3 if two of them give different numbers for one unit."""
+    """Join results without counting anything twice. Exit code 3 if two of them give different numbers for one unit.
+
+    Example: scdrugmap results merge lab_a lab_b -o joined
+    """
     from scdrugmap.cli._console import console
     from scdrugmap.evaluation.result.merge import merge_results
 
@@ -30,7 +37,10 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Drug-response leaderboard",
 ) -> None:
-    """Write the leaderboard as a static site that needs no server and loads nothing from elsewhere."""
+    """Write the leaderboard as a static site that needs no server and loads nothing from elsewhere.
+
+    Example: scdrugmap results export results -o site
+    """
     from scdrugmap.cli._console import console
     from scdrugmap.evaluation.result.result import load_result
     from scdrugmap.evaluation.result.site import export_site

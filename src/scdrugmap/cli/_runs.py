@@ -11,7 +11,7 @@ import typer
 
 from scdrugmap._errors import InputError, SpecError
 from scdrugmap._files import write_text
-from scdrugmap.cli._console import console, print_json, print_table
+from scdrugmap.cli._console import console, print_json, print_table, progress
 from scdrugmap.cli._exit import PARTLY
 from scdrugmap.cli._io import CELLS, check_kind, check_writable, open_cells, read_cells, write_cells, write_frame
 from scdrugmap.cli._overwrite import refuse_own_input
@@ -73,7 +73,7 @@ def _call(spec: RunSpec, cells: Any, *, quiet: bool) -> tuple[RunSpec, Any]:
             from scdrugmap.cli._live import LiveScores
 
             live = stack.enter_context(LiveScores())
-            given |= {"on_unit": live.update, "progress": False if console.is_terminal else None}
+            given |= {"on_unit": live.update, "progress": False if progress.is_terminal else None}
         try:
             return spec, function(cells, **given)
         except InputError as error:

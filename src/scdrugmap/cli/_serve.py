@@ -22,7 +22,10 @@ def serve(
     no_demos: Annotated[bool, typer.Option("--no-demos", help="Do not make the demo results.")] = False,
     role: Annotated[str, typer.Option(help="all, web or worker: what to run here.")] = "all",
 ) -> None:
-    """Serve pages and a REST API for people who do not program: upload, ask, see, take home."""
+    """Serve pages and a REST API for people who do not program: upload, ask, see, take home.
+
+    Example: scdrugmap serve --port 8000
+    """
     from pydantic import ValidationError
 
     from scdrugmap._errors import InputError, MissingDependencyError

@@ -262,10 +262,8 @@ def embed_chunk(X: Any, first: int, mark: bytes, job: Job) -> tuple[np.ndarray |
         if digest == mark:
             return None, digest, Work()
     with _running(source, job) as runner:
-        parts = [
-            runner.embed_rows(rows, first + start, job.survey) for start, rows in source.blocks(job.rows_per_block)
-        ]
-    return np.concatenate(parts), digest, runner.finished()
+        values = runner.embed_chunk(first, job.survey)
+    return values, digest, runner.finished()
 
 
 def embed_group(X: Any, job: Job) -> tuple[np.ndarray, Work]:

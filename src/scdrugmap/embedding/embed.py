@@ -223,7 +223,7 @@ def embed_counts(
         for rows, part in run.grouped(context) if isinstance(model, GroupModel) else run.blocks(store):
             # What a block's store holds already is not computed, and what it computes the store writes.
             if part is None:
-                usable[rows] = _usable(values[rows])
+                usable[rows] = _usable(values[rows] if store is None else store.values[rows])
             else:
                 usable[rows] = _usable(part)
                 if store is None:
@@ -233,10 +233,10 @@ def embed_counts(
             bar.update(int(usable[rows].size))
     work = run.work
     work.seconds, work.n_cells, work.n_empty = time.perf_counter() - start, len(usable), int((~usable).sum())
-    work.token_budget = work.token_budget or run.budget
+    work.token_budget = work.token_budget or run.budget.tokens
     if cached is not None:
         finished.save(cached, key, values, model=model.card.name)
-    return _embedding(run, values, usable, key)
+    return _embedding(run, values if store is None else store.values, usable, key)
 
 
 def begin(

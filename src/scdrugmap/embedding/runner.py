@@ -19,20 +19,48 @@ import torch
 from scipy import sparse
 
 from scdrugmap import __version__
-from scdrugmap._device import Engine, pick_device, pick_precision
+from scdrugmap._device import Engine, native_bfloat16, pick_device, pick_precision
 from scdrugmap._errors import InputError
 from scdrugmap._logging import get_logger
+from scdrugmap.embedding.ahead import ahead
+from scdrugmap.embedding.arithmetic import PROBED, Arithmetic, bfloat16_serves
+from scdrugmap.embedding.budget import Budget, CardMemory
 from scdrugmap.embedding.cache import content_key
 from scdrugmap.embedding.source import CountSource
 from scdrugmap.embedding.store import EmbeddingStore
 from scdrugmap.genes.identifiers import Genes
-from scdrugmap.models.base import GroupModel, NetworkModel
+from scdrugmap.models.base import Batch, GroupModel, NetworkModel
 from scdrugmap.models.kit.counts import Alignment, Counts
 from scdrugmap.models.kit.tokens import Tokens
 from scdrugmap.models.kit.values import check_values
+from scdrugmap.settings import settings
 
 BLOCK = 2048
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: Batches that wait, collated, for the network.
+AHEAD = 2
+#: Whether bfloat16 serves, by model: found out once per process.
+_SERVES: dict[str, bool] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """Consecutive rows, read and tokenised; without tokens where the store holds their values."""
+
+    first: int
+    n_cells: int
+    mark: bytes
+    tokens: Tokens | None
+    resumed: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """A batch of a block, or the end of a block that has none."""
+
+    block: _Block
+    rows: np.ndarray
+    batch: Batch | None
+    last: bool
 
 
 @dataclass
@@ -48,11 +76,13 @@ class Work:
     seconds: float = 0.0
     network_seconds: float = 0.0
     tokenize_seconds: float = 0.0
+    #: Time in which the network could have run but its next batch was not ready.
+    waiting_seconds: float = 0.0
     token_budget: int = 0
 
     def add(self, other: Work) -> None:
         """Add what another process did; the seconds of all processes are summed."""
-        for name in ("n_tokens", "n_padded", "network_seconds", "tokenize_seconds"):
+        for name in ("n_tokens", "n_padded", "network_seconds", "tokenize_seconds", "waiting_seconds"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         budgets = [b for b in (self.token_budget, other.token_budget) if b]
         self.token_budget = min(budgets, default=0)
@@ -92,8 +122,8 @@ class Run(ABC):
         self.model, self.source, self.alignment, self.engine = model, source, alignment, engine
         self.device, self.precision = torch.device(engine.device or "cpu"), engine.precision or "float32"
         self.rows_per_block = -(-block_size // model.block_multiple) * model.block_multiple
-        # A GPU wants far larger batches than a CPU, whose caches the activations should fit.
-        self.budget = model.token_budget * (16 if self.device.type == "cuda" else 1)
+        card = self.device.type == "cuda" and torch.cuda.is_available()
+        self.budget = Budget(model.token_budget, CardMemory(self.device) if card else None)
         self.work = Work()
 
     def fingerprint(self) -> str:
@@ -145,35 +175,101 @@ class LocalRun(Run):
     ) -> None:
         super().__init__(model, source, alignment, resolved(engine), block_size)
         model.to(self.device).network.eval()
+        asked = engine.precision or settings.precision
+        if asked == "auto" and self.device.type == "cpu" and native_bfloat16() and self._may_be_coarse():
+            self.precision = "bfloat16"
 
     def content_key(self, context: np.ndarray | None) -> str:
         """Digest of everything that decides the values, the counts included."""
         return content_key(self.fingerprint(), (X for _, X in self.source.blocks(self.rows_per_block)), context)
 
     def blocks(self, store: EmbeddingStore | None) -> Iterator[tuple[slice, np.ndarray | None]]:
-        """Yield ``(rows, values)`` block by block; values are ``None`` where the store already holds them."""
+        """Yield ``(rows, values)`` block by block; values are ``None`` where the store already holds them.
+
+        A thread reads, tokenises and collates ahead of the network; at most :data:`AHEAD` batches wait.
+        """
         survey = self.survey()
+        for block, values in self._computed(self._tokenized(store, survey)):
+            if store is not None and values is not None:
+                store.write(block.first // self.rows_per_block, block.first, values, block.mark)
+            yield slice(block.first, block.first + block.n_cells), values
+
+    def embed_chunk(self, first: int, survey: Any) -> np.ndarray:
+        """Embed all rows of the source, the first of which stands at ``first`` in the data set."""
+
+        def blocks() -> Iterator[_Block]:
+            for start, X in self.source.blocks(self.rows_per_block):
+                yield _Block(first + start, X.shape[0], b"", self.tokens(X, first + start, survey))
+
+        return np.concatenate([values for _, values in self._computed(blocks()) if values is not None])
+
+    def _tokenized(self, store: EmbeddingStore | None, survey: Any) -> Iterator[_Block]:
+        """Read and tokenise the blocks; one that the store holds has no tokens."""
         for first, X in self.source.blocks(self.rows_per_block):
-            rows = slice(first, first + X.shape[0])
             mark = block_digest(X) if store is not None else b""
             done = store is not None and store.holds(first // self.rows_per_block, mark)
-            if done and not self.model.sequential:
-                self.work.n_resumed += X.shape[0]
-                yield rows, None
-                continue
-            tokens = self._tokenize(self._counts(X, np.arange(first, first + X.shape[0]), survey))
-            part = None if done else self._embed(tokens)
-            if store is not None and part is not None:
-                store.write(first // self.rows_per_block, first, part, mark)
-            yield rows, part
+            tokens = None
+            if not done or self.model.sequential:
+                tokens = self.tokens(X, first, survey)
+            yield _Block(first, X.shape[0], mark, None if done else tokens, resumed=done and not self.model.sequential)
 
-    def embed_rows(self, X: sparse.csr_matrix, first: int, survey: Any) -> np.ndarray:
-        """Embed one block, whose first row stands at ``first`` in the data set."""
-        return self._embed(self._tokenize(self._counts(X, np.arange(first, first + X.shape[0]), survey)))
+    def _computed(self, blocks: Iterator[_Block]) -> Iterator[tuple[_Block, np.ndarray | None]]:
+        """Run the network over blocks, one batch after the other."""
+        out = None
+        batches = ahead(self._collated(blocks), AHEAD)
+        try:
+            while True:
+                start = time.perf_counter()
+                piece = next(batches, None)
+                self.work.waiting_seconds += time.perf_counter() - start
+                if piece is None:
+                    return
+                block = piece.block
+                if block.tokens is not None and out is None:
+                    out = np.full((block.n_cells, self.model.dim), np.nan, dtype=np.float32)
+                if piece.batch is not None and out is not None:
+                    self._pass(block, piece.rows, piece.batch, out)
+                if piece.last:
+                    self.work.n_resumed += block.n_cells if block.resumed else 0
+                    values, out = out, None
+                    yield block, values
+        finally:
+            batches.close()
+
+    def _collated(self, blocks: Iterator[_Block]) -> Iterator[_Piece]:
+        """Divide blocks into batches and make their tensors."""
+        for block in blocks:
+            plan = [] if block.tokens is None else self.model.plan(block.tokens, self.budget.tokens, self._most)
+            plan = [rows for rows in plan if len(rows)]
+            if not plan:
+                yield _Piece(block, np.empty(0, np.int64), None, last=True)
+            for i, rows in enumerate(plan):
+                assert block.tokens is not None
+                yield _Piece(block, rows, self._ready(block.tokens, rows), last=i == len(plan) - 1)
+
+    def _ready(self, tokens: Tokens, rows: np.ndarray) -> Batch:
+        """Tensors of some cells; for a card in memory that it can read while the network runs."""
+        batch = self.model.collate(tokens.take(rows))
+        return {k: v.pin_memory() for k, v in batch.items()} if self.device.type == "cuda" else batch
+
+    @property
+    def _most(self) -> int | None:
+        """Most cells in one forward pass."""
+        return self.engine.batch_size
+
+    def tokens(self, X: sparse.csr_matrix, first: int = 0, survey: Any = None) -> Tokens:
+        """Tokenise one block, whose first row stands at ``first`` in the data set."""
+        return self._tokenize(self._counts(X, np.arange(first, first + X.shape[0]), survey))
+
+    def embed(self, tokens: Tokens) -> np.ndarray:
+        """Embed what is tokenised, ``(n, dim)``; NaN for a cell without any usable gene."""
+        (values,) = (values for _, values in self._computed(iter([_Block(0, len(tokens), b"", tokens)])))
+        assert values is not None
+        return values
 
     def finished(self) -> Work:
         """Return the record of the work so far."""
-        self.work.token_budget = self.budget
+        self.work.token_budget = self.budget.tokens
         return self.work
 
     def grouped(self, context: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -185,16 +281,29 @@ class LocalRun(Run):
             rows = np.flatnonzero(codes == code)
             parts = [rows[i : i + self.rows_per_block] for i in range(0, len(rows), self.rows_per_block)]
             blocks = self._group_blocks(parts)
-            start = time.perf_counter()
+            start, waited = time.perf_counter(), self.work.waiting_seconds
             with self._arithmetic():
                 for part, values in zip(parts, self.model.embed_group(blocks, self.device), strict=True):
                     yield part, values.float().cpu().numpy()
-            self.work.network_seconds += time.perf_counter() - start
+            self.work.network_seconds += time.perf_counter() - start - (self.work.waiting_seconds - waited)
 
     def _group_blocks(self, parts: list[np.ndarray]) -> Callable[[], Iterator[Tokens]]:
-        def blocks() -> Iterator[Tokens]:
+        def read() -> Iterator[Tokens]:
             for rows in parts:
                 yield self._tokenize(self._counts(self.source[rows], rows, None))
+
+        def blocks() -> Iterator[Tokens]:
+            coming = ahead(read(), 1)
+            try:
+                while True:
+                    start = time.perf_counter()
+                    tokens = next(coming, None)
+                    self.work.waiting_seconds += time.perf_counter() - start
+                    if tokens is None:
+                        return
+                    yield tokens
+            finally:
+                coming.close()
 
         return blocks
 
@@ -204,64 +313,71 @@ class LocalRun(Run):
         self.work.tokenize_seconds += time.perf_counter() - start
         return tokens
 
-    def _embed(self, tokens: Tokens) -> np.ndarray:
-        out = np.full((len(tokens), self.model.dim), np.nan, dtype=np.float32)
-        costs = self.model.costs(tokens)
-        pending = self.model.plan(tokens, self.budget, self.engine.batch_size)
+    def _pass(self, block: _Block, rows: np.ndarray, batch: Batch, out: np.ndarray) -> None:
+        """Run the network over a batch and put its rows in place; with too little memory, over parts of it."""
+        tokens = block.tokens
+        assert tokens is not None
+        pending: list[tuple[np.ndarray, Batch | None]] = [(rows, batch)]
         while pending:
-            rows = pending.pop(0)
+            rows, given = pending.pop(0)
+            costs = self.model.costs(tokens)[rows]
+            longest = int(costs.max(initial=0))
+            if given is not None and self.budget.halved and longest * len(rows) > self.budget.tokens:
+                # Planned before memory ran out: divided again without another attempt.
+                parts = self._divided(tokens, rows)
+                if len(parts) > 1:
+                    pending = [(part, None) for part in parts] + pending
+                    continue
             try:
-                batch = self.model.collate(tokens.take(rows))
+                ready = self._ready(tokens, rows) if given is None else given
                 start = time.perf_counter()
+                self.budget.begin()
                 with self._arithmetic():
-                    values = self.model.network({k: v.to(self.device, non_blocking=True) for k, v in batch.items()})
+                    values = self.model.network({k: v.to(self.device, non_blocking=True) for k, v in ready.items()})
                     out[rows] = values.float().cpu().numpy()
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
-                pending = self._back_off(tokens, [rows, *pending], error)
+                pending = [(part, None) for part in self._back_off(tokens, rows, longest, error)] + pending
                 continue
+            self.budget.end(longest * len(rows))
             self.work.network_seconds += time.perf_counter() - start
-            self.work.n_tokens += int(costs[rows].sum())
-            self.work.n_padded += int(costs[rows].max(initial=0)) * len(rows)
-        return out
+            self.work.n_tokens += int(costs.sum())
+            self.work.n_padded += longest * len(rows)
 
-    def _back_off(self, tokens: Tokens, remaining: list[np.ndarray], error: RuntimeError) -> list[np.ndarray]:
-        """Halve the token budget and divide what is left again."""
-        if len(remaining[0]) == 1:
+    def _back_off(self, tokens: Tokens, rows: np.ndarray, longest: int, error: RuntimeError) -> list[np.ndarray]:
+        """Halve the budget and divide a batch that did not fit."""
+        if len(rows) == 1:
             raise InputError(
                 "device",
-                f"{self.device}: out of memory for a single cell of {int(tokens.lengths[remaining[0]].max())} tokens",
+                f"{self.device}: out of memory for a single cell of {int(tokens.lengths[rows].max())} tokens",
                 "enough memory for one cell",
                 "use device='cpu' or a shorter max_length.",
             ) from error
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        longest = int(self.model.costs(tokens)[remaining[0]].max())
-        self.budget = max(min(self.budget, longest * len(remaining[0])) // 2, 1)
-        get_logger().warning("out of memory on %s: going on with %d tokens a batch", self.device, self.budget)
-        rows = np.sort(np.concatenate(remaining))
-        return [rows[part] for part in self.model.plan(tokens.take(rows), self.budget, self.engine.batch_size)]
+        self.budget.halve(longest * len(rows))
+        get_logger().warning("out of memory on %s: going on with %d tokens a batch", self.device, self.budget.tokens)
+        return self._divided(tokens, rows)
 
-    def _arithmetic(self) -> _Arithmetic:
-        return _Arithmetic(self.device, _DTYPES[self.precision])
+    def _divided(self, tokens: Tokens, rows: np.ndarray) -> list[np.ndarray]:
+        rows = np.sort(rows)
+        return [rows[part] for part in self.model.plan(tokens.take(rows), self.budget.tokens, self._most)]
 
+    def _arithmetic(self) -> Arithmetic:
+        return Arithmetic(self.device, self.precision)
 
-class _Arithmetic:
-    """Inference mode, with autocast below float32."""
-
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self.contexts: list[Any] = [torch.inference_mode()]
-        if dtype != torch.float32:
-            self.contexts.append(torch.autocast(device.type, dtype=dtype))
-
-    def __enter__(self) -> None:
-        for context in self.contexts:
-            context.__enter__()
-
-    def __exit__(self, *exc: object) -> None:
-        for context in reversed(self.contexts):
-            context.__exit__(*exc)
+    def _may_be_coarse(self) -> bool:
+        """Whether the first cells come out of the processor's own bfloat16 nearly as out of float32."""
+        model = self.model
+        tied = isinstance(model, GroupModel) or model.sequential or model.block_multiple > 1
+        if tied or type(model).survey is not NetworkModel.survey or not self.source.shape[0]:
+            return False
+        key = f"{model.digest} {model.options}"
+        if key not in _SERVES:
+            n = min(PROBED, self.source.shape[0])
+            _SERVES[key] = bfloat16_serves(model, model.tokenize(self._counts(self.source[:n], np.arange(n), None)))
+        return _SERVES[key]
 
 
 def block_digest(X: sparse.csr_matrix) -> bytes:

@@ -27,6 +27,11 @@ FLOOR = "#333333"
 #: Six colours of Okabe and Ito and two darker ones of Tol, which colour-blind readers can tell apart.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#332288", "#661100")
 GREYS = ("#595959", "#8c8c8c", "#bdbdbd")
+#: In grey print, where several colours look alike, shapes and dashes tell the models apart.
+MARKERS = "o^DvPX<>"
+DASHES: tuple[Any, ...] = ("-", (0, (6, 1.2)), (0, (5, 1.2, 1.2, 1.2)), (0, (1.6, 1)))
+#: Narrower figures, of one column of a page, have no room beside a round plot.
+ONE_COLUMN = 4.5
 FLOOR_NAME = "call all sensitive"
 CHANCE_NAME = "one score for all cells"
 #: More categories, or more bars, are drawn as rows.
@@ -37,7 +42,7 @@ CONTENDER = ["model", "strategy", "head"]
 
 @dataclass(frozen=True)
 class Style:
-    """How one contender looks: beyond the palette, hatches and dashes tell those of one colour apart."""
+    """How one contender looks: shapes and dashes serve grey print, hatches those of one colour."""
 
     colour: str
     hatch: str
@@ -64,8 +69,31 @@ def new_axes(ax: Axes | None, size: tuple[float, float], **options: Any) -> Axes
     return ax
 
 
-def new_square(ax: Axes | None, left: float, right: float, side: float = 3.1, **options: Any) -> Axes:
-    """Return the given axes or new square ones, with room in inches for names on the left and a legend on the right.
+def given_axes(ax: Axes | Sequence[Axes], n: int) -> list[Axes]:
+    """Return the axes of a figure of several panels.
+
+    Raises
+    ------
+    InputError
+        If there are not as many as panels.
+    """
+    found = [new_axes(a, (0, 0)) for a in np.ravel(np.array(ax, dtype=object))]
+    if len(found) != n:
+        fix = f"fig, axes = plt.subplots(1, {n}); pass ax=axes." if n > 1 else "pass ax=ax."
+        raise InputError("ax", f"{len(found)} axes", f"{n}, one for each panel", fix)
+    return found
+
+
+def new_square(
+    ax: Axes | None,
+    left: float,
+    right: float,
+    side: float = 3.1,
+    below: float = 0.62,
+    above: float = 0.62,
+    **options: Any,
+) -> Axes:
+    """Return the given axes or new square ones, with room in inches for names around them and a legend on the right.
 
     A layout engine does not settle on axes of fixed aspect: each drawing would move them.
     """
@@ -73,7 +101,6 @@ def new_square(ax: Axes | None, left: float, right: float, side: float = 3.1, **
         return new_axes(ax, (0, 0))
     import matplotlib.pyplot as plt
 
-    below, above = 0.62, 0.62
     width, height = left + side + right, below + side + above
     figure = plt.figure(figsize=(width, height))
     return figure.add_axes((left / width, below / height, side / width, side / height), **options)
@@ -112,6 +139,43 @@ def legend(ax: Axes, apart: float = 1.02) -> None:
     ax.legend(fontsize="x-small", frameon=False, loc="upper left", bbox_to_anchor=(apart, 1))
 
 
+def round_legend(ax: Any, pad: float, handles: Sequence[Any], names: Sequence[str]) -> None:
+    """Write the legend beyond the names around a circle: to the right, or below where the figure is narrow.
+
+    Parameters
+    ----------
+    ax
+        Polar axes.
+    pad
+        Points that the names take up beyond the circle.
+    handles, names
+        What the legend shows.
+    """
+    from matplotlib.transforms import ScaledTranslation
+
+    figure = ax.get_figure(root=True)
+    narrow = figure.get_figwidth() < ONE_COLUMN
+    right, down = (0.0, pad / 72) if narrow else (pad / 72, 0.0)
+    shift = ScaledTranslation(right, -down, figure.dpi_scale_trans)
+    ax.legend(
+        handles, names, fontsize="x-small", frameon=False, ncols=3 if narrow else 1, borderaxespad=0,
+        loc="upper center" if narrow else "center left", bbox_to_anchor=(0.5, 0) if narrow else (1, 0.5),
+        bbox_transform=ax.transAxes + shift,
+    )  # fmt: skip
+
+
+def points(size: str) -> float:
+    """Return the height of letters of a named size, as the reader's settings have it."""
+    from matplotlib.font_manager import FontProperties
+
+    return float(FontProperties(size=size).get_size_in_points())
+
+
+def letters(inches: float, size: str) -> int:
+    """Return how many letters of a named size stand side by side."""
+    return max(1, int(inches * 72 / (0.48 * points(size))))
+
+
 def clean(ax: Axes) -> None:
     """Take away the upper and the right line."""
     ax.spines[["top", "right"]].set_visible(False)
@@ -120,23 +184,22 @@ def clean(ax: Axes) -> None:
 def title(ax: Axes, text: str, pad: float | None = None) -> None:
     """Write a small title, in as many lines as the width of the axes asks for."""
     inches = ax.get_position().width * ax.get_figure(root=True).get_figwidth()  # type: ignore[union-attr]
-    ax.set_title(textwrap.fill(text, max(26, int(15 * inches))), fontsize="medium", pad=pad)
+    ax.set_title(textwrap.fill(text, max(26, letters(inches, "medium"))), fontsize="medium", pad=pad)
 
 
 def styles(result: Results) -> dict[str, Style]:
     """Give each contender its look, the same in every figure: colours for models, greys for baselines."""
     out: dict[str, Style] = {}
     n_models = n_baselines = 0
-    dashes: Sequence[Any] = ("-", "--", "-.", ":")
     for row in result.contenders.itertuples():
         if row.strategy == "baseline":
             turn, i = divmod(n_baselines, len(GREYS))
             n_baselines += 1
-            out[str(row.label)] = Style(GREYS[i], ("", "////", "....")[turn % 3], dashes[(turn + 1) % 4], "s")
+            out[str(row.label)] = Style(GREYS[i], ("", "////", "....")[turn % 3], DASHES[(turn + 1) % 4], "s")
         else:
             turn, i = divmod(n_models, len(PALETTE))
             n_models += 1
-            out[str(row.label)] = Style(PALETTE[i], ("", "////", "xxxx")[turn % 3], dashes[turn % 4], "o^D"[turn % 3])
+            out[str(row.label)] = Style(PALETTE[i], ("", "////", "xxxx")[turn % 3], DASHES[(i + turn) % 4], MARKERS[i])
     return out
 
 

@@ -84,8 +84,11 @@ def benchmark(
     for i, place in enumerate(places):
         ax.hlines(floor[i], i - 0.45, i + 0.45, color=_axes.FLOOR, ls="--", lw=1.3, zorder=4)
         _missing(ax, i, table[table["place"] == place], len(places))
-    crowded = len(places) > 3 and (len(places) > 6 or max(map(len, places)) > 12)
-    ax.set_xticks(range(len(places)), [_axes.wrap(p, 22 if crowded else 16) for p in places])
+    # Half of the width is left for the bars, and names are wider than other words.
+    room = _axes.letters(0.45 * ax.get_figure(root=True).get_figwidth() / len(places), "medium")  # type: ignore[union-attr]
+    longest = max(len(word) for p in places for word in p.split())
+    crowded = longest > room or (len(places) > 3 and (len(places) > 6 or max(map(len, places)) > 12))
+    ax.set_xticks(range(len(places)), [_axes.wrap(p, 22 if crowded else min(16, room)) for p in places])
     if crowded:
         ax.tick_params(axis="x", labelrotation=35)
         for text in ax.get_xticklabels():

@@ -70,7 +70,14 @@ def circular(
             "ax", type(ax).__name__, "polar axes", "plt.subplots(subplot_kw={'projection': 'polar'}) makes them."
         )
     labels, places = _axes.in_order(table, "label"), _axes.in_order(table, "place")
-    axes: Any = _axes.new_square(ax, 1.5, 3.1, side=3.9, projection="polar")
+    named = len(places) * len(labels) <= NAMED and len(places) <= 8
+    # The names at the bars run outwards, so a category stands beyond the longest of them.
+    pad = 10 + 3.8 * max(map(len, labels)) * named
+    longest = 0.55 * _axes.points("x-small") * max(map(len, places))
+    outside = pad + 12 if len(places) <= 8 else longest
+    axes: Any = _axes.new_square(
+        ax, 1.5, 3.1, side=3.9, below=(outside + 18) / 72, above=(outside + 40) / 72, projection="polar"
+    )
     axes.set_theta_zero_location("N")
     axes.set_theta_direction(-1)
     look, floor = _axes.styles(result), _axes.floors(table, places)
@@ -78,9 +85,6 @@ def circular(
     axes.set_ylim(-0.55 * high, high * 1.02)
     step = 2 * np.pi / (len(places) * (len(labels) + GAP))
     _rings(axes, high)
-    named = len(places) * len(labels) <= NAMED and len(places) <= 8
-    # The names at the bars run outwards, so a category stands beyond the longest of them.
-    pad = 10 + 3.8 * max(map(len, labels)) * named
     drawn: set[str] = set()
     for i, place in enumerate(places):
         rows = table[table["place"] == place].sort_values("value", ascending=False, na_position="last", kind="stable")
@@ -112,17 +116,10 @@ def circular(
         label=_axes.floor_label(_axes.floor_name(result, metric), floor, high),
     )
     note = f"{_axes.metric_label(result, metric, level)}: {_axes.split_note(table)}"
-    axes.set_title(_axes.wrap(note, 60), fontsize="medium", pad=pad + 22 if len(places) <= 8 else 62)
+    axes.set_title(_axes.wrap(note, 60), fontsize="medium", pad=outside + 8)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     order = [n for n in labels if n in handles] + [n for n in handles if n not in labels]
-    axes.legend(
-        [handles[n] for n in order],
-        order,
-        fontsize="x-small",
-        frameon=False,
-        loc="center left",
-        bbox_to_anchor=(1.34, 0.5),
-    )
+    _axes.round_legend(axes, longest + (pad if len(places) <= 8 else 14), [handles[n] for n in order], order)
     return _axes.finish(axes, show=show, save=save)
 
 

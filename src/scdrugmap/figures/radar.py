@@ -72,7 +72,10 @@ def radar(
         raise InputError(
             "ax", type(ax).__name__, "polar axes", "plt.subplots(subplot_kw={'projection': 'polar'}) makes them."
         )
-    axes: Any = _axes.new_square(ax, 1.15, 2.5, projection="polar")
+    crowd = len(places) > MANY
+    pad = 12 + 0.55 * _axes.points("x-small" if crowd else "small") * min(99 if crowd else 14, max(map(len, places)))
+    room = {"below": (pad + 8) / 72, "above": (pad + 34) / 72} if crowd else {}
+    axes: Any = _axes.new_square(ax, 1.15, 2.5, **room, projection="polar")
     look, floor = _axes.styles(result), _axes.floors(table, places)
     step = 2 * np.pi / len(places)
     angle = np.arange(len(places)) * step
@@ -106,9 +109,9 @@ def radar(
     _axes.title(
         axes,
         f"{_axes.metric_label(result, metric, level)}: {_axes.split_note(table)}",
-        62 if len(places) > MANY else None,
+        pad + 4 if crowd else None,
     )
-    _axes.legend(axes, apart=1.34 if len(places) <= MANY else 1.5)
+    _axes.round_legend(axes, pad, *axes.get_legend_handles_labels())
     return _axes.finish(axes, show=show, save=save)
 
 

@@ -15,6 +15,7 @@ from sklearn.utils.validation import has_fit_parameter
 
 from scdrugmap._errors import InputError
 from scdrugmap.heads.batched import fit_side_by_side
+from scdrugmap.heads.logistic import fit_logistic, solvable
 from scdrugmap.heads.mlp import MLPHead
 
 
@@ -54,6 +55,8 @@ def fit_with(
             "a classifier whose fit takes sample_weight",
             "pass head='logistic' or 'mlp', or leave the weights out.",
         )
+    if solvable(head, X.shape[1]):
+        return fit_logistic(head, X, y, [np.arange(len(y))], None if weight is None else [weight])[0]
     return clone(head).fit(X, y, **{keyword: given[name] for name, keyword in taken.items()})
 
 
@@ -70,7 +73,8 @@ def fit_folds(
     Parameters
     ----------
     head
-        An unfitted classifier; the copies of an :class:`MLPHead` train side by side.
+        An unfitted classifier; the copies of an :class:`MLPHead` train side by side, those of standardised features and
+        logistic regression share what they can.
     X, y, groups
         As in :func:`fit_with`, for all cells.
     train_rows
@@ -89,6 +93,8 @@ def fit_folds(
     """
     if isinstance(head, MLPHead):
         return fit_side_by_side([clone(head) for _ in train_rows], X, y, train_rows, weights=weights, groups=groups)
+    if solvable(head, X.shape[1]):
+        return fit_logistic(head, X, y, train_rows, weights)
     return [
         fit_with(
             head,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,27 +83,46 @@ class Explainer:
             return self.input.mean_values(self.reference)
         return self.input.mean_embedding(self.reference)
 
-    def blocks(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Explained]]:
+    def blocks(self, rows: np.ndarray, folder: Path | None = None) -> Iterator[tuple[np.ndarray, Explained]]:
         """Yield some cells and their attributions, block by block.
 
         Parameters
         ----------
         rows
             Cells to explain, ascending.
+        folder
+            Where finished blocks are kept; those that lie there are not computed again.
         """
+        from scdrugmap.embedding.runner import block_digest
         from scdrugmap.embedding.source import CountSource
+        from scdrugmap.interpret.store import AttributionStore, fingerprint
 
-        source = CountSource(self.scorer.counts)
-        if self.scorer.context is None or self.used == "occlusion":
-            for i in range(0, len(rows), BLOCK):
-                part = rows[i : i + BLOCK]
-                yield part, self.explain(source[part])
-            return
-        for name in np.unique(self.scorer.context[rows]):
-            group = np.flatnonzero(self.scorer.context == name)
-            wanted = np.flatnonzero(np.isin(group, rows))
-            out = self.input.explain_group(source[group], wanted, self.start, self.n_genes, n_steps=self._steps)
-            yield group[wanted], Explained(out.values[wanted], out.gap[wanted], out.n_steps[wanted])
+        source, parts, store = CountSource(self.scorer.counts), self._parts(rows), None
+        if folder is not None:
+            start = None if self.reference is None else block_digest(self.reference).hex()
+            options = {"method": self.used, "n_steps": self.n_steps, "baseline": start}
+            store = AttributionStore.open(folder, len(parts), fingerprint(self.scorer, rows, **options))
+        for i, (members, wanted) in enumerate(parts):
+            X = source[members]
+            mark = block_digest(X) if store is not None else b""
+            found = store.read(i, mark, self.n_genes) if store is not None else None
+            if found is None:
+                found = self.explain(X) if wanted is None else self._explain_group(X, wanted)
+                if store is not None:
+                    store.write(i, mark, found)
+            yield members if wanted is None else members[wanted], found
+
+    def _parts(self, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """Cells of each block; where cells see each other, those of a group and which of them to explain."""
+        context = self.scorer.context
+        if context is None or self.used == "occlusion":
+            return [(rows[i : i + BLOCK], None) for i in range(0, len(rows), BLOCK)]
+        groups = [np.flatnonzero(context == name) for name in np.unique(context[rows])]
+        return [(group, np.flatnonzero(np.isin(group, rows))) for group in groups]
+
+    def _explain_group(self, X: sparse.csr_matrix, wanted: np.ndarray) -> Explained:
+        out = self.input.explain_group(X, wanted, self.start, self.n_genes, n_steps=self._steps)
+        return Explained(out.values[wanted], out.gap[wanted], out.n_steps[wanted])
 
     @property
     def _steps(self) -> int:

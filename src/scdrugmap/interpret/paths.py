@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,8 +56,42 @@ def nodes(n: int) -> list[tuple[float, float]]:
     return [(float(a), float(w)) for a, w in zip((places + 1) / 2, weights / 2, strict=True)]
 
 
-def average_gradient(value: Value, x: Tensor, baseline: Tensor, rows: Tensor, n_steps: int) -> Tensor:
-    """Average the gradient over the straight path from ``baseline`` to ``x``.
+@dataclass(eq=False)
+class Pieces:
+    """Pieces of the paths of some cells, each with its share of the gradient and what its share of the change lacks.
+
+    Parameters
+    ----------
+    cell
+        ``(pieces,)`` number of the cell.
+    low, high
+        ``(pieces,)`` where on the path a piece begins and ends, 0 to 1.
+    gradient
+        ``(pieces, ...)`` mean gradient along the piece times its length.
+    missing
+        ``(pieces,)`` change of the value along the piece that its gradient does not explain.
+    """
+
+    cell: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    gradient: Tensor
+    missing: np.ndarray
+
+    def take(self, rows: np.ndarray) -> Pieces:
+        """Some of the pieces."""
+        at = torch.as_tensor(rows, device=self.gradient.device)
+        return Pieces(self.cell[rows], self.low[rows], self.high[rows], self.gradient[at], self.missing[rows])
+
+    @staticmethod
+    def concatenate(parts: list[Pieces]) -> Pieces:
+        """Join pieces."""
+        arrays = [np.concatenate([getattr(p, n) for p in parts]) for n in ("cell", "low", "high", "missing")]
+        return Pieces(*arrays[:3], torch.cat([p.gradient for p in parts]), arrays[3])
+
+
+class Way:
+    """The straight paths of some cells from their baselines to their inputs.
 
     Parameters
     ----------
@@ -65,18 +99,51 @@ def average_gradient(value: Value, x: Tensor, baseline: Tensor, rows: Tensor, n_
         ``(inputs, rows) -> (n,)``; ``rows`` says which cells of the batch the inputs are.
     x, baseline
         ``(n, ...)``.
-    rows
-        ``(n,)`` numbers of the cells.
-    n_steps
-        Forward and backward passes.
     """
-    total = torch.zeros_like(x)
-    for place, weight in nodes(n_steps):
-        z = (baseline + place * (x - baseline)).detach().requires_grad_()
+
+    def __init__(self, value: Value, x: Tensor, baseline: Tensor) -> None:
+        self.value, self.x, self.baseline = value, x, baseline
+
+    def at(self, cell: np.ndarray, place: np.ndarray) -> np.ndarray:
+        """Values at places on the paths of cells, ``(len(cell),)``."""
+        out = np.empty(len(cell))
+        # Some networks take another way where no gradient is asked for.
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(value(z, rows).sum(), z)
-        total += weight * gradient
-    return total
+            for part in self._parts(len(cell)):
+                z, rows = self._inputs(cell[part], place[part])
+                out[part] = self.value(z, rows).detach().double().cpu().numpy()
+        return out
+
+    def pieces(self, cell: np.ndarray, low: np.ndarray, high: np.ndarray, n: int) -> Pieces:
+        """Gradients along pieces of the paths by ``n`` forward and backward passes each."""
+        total, width = torch.zeros_like(self.x[:1]).expand(len(cell), *self.x.shape[1:]).clone(), high - low
+        for place, weight in nodes(n):
+            for part in self._parts(len(cell)):
+                z, rows = self._inputs(cell[part], low[part] + place * width[part])
+                z = z.detach().requires_grad_()
+                with torch.enable_grad():
+                    (gradient,) = torch.autograd.grad(self.value(z, rows).sum(), z)
+                total[part] += self._wide(weight * width[part]) * gradient
+        ends = self.at(np.concatenate([cell, cell]), np.concatenate([high, low])).reshape(2, -1)
+        return Pieces(cell, low, high, total, ends[0] - ends[1] - self.explained(cell, total))
+
+    def explained(self, cell: np.ndarray, gradient: Tensor) -> np.ndarray:
+        """Sum of the attributions that gradients amount to."""
+        at = torch.as_tensor(cell, device=self.x.device)
+        return ((gradient * (self.x[at] - self.baseline[at])).double().flatten(1).sum(1)).cpu().numpy()
+
+    def _parts(self, n: int) -> Iterator[slice]:
+        """No more inputs at a time than there are cells."""
+        return (slice(i, i + len(self.x)) for i in range(0, n, len(self.x)))
+
+    def _inputs(self, cell: np.ndarray, place: np.ndarray) -> tuple[Tensor, Tensor]:
+        rows = torch.as_tensor(cell, device=self.x.device)
+        start = self.baseline[rows]
+        return start + self._wide(place) * (self.x[rows] - start), rows
+
+    def _wide(self, numbers: np.ndarray) -> Tensor:
+        shape = (-1, *[1] * (self.x.ndim - 1))
+        return torch.as_tensor(numbers, dtype=self.x.dtype, device=self.x.device).reshape(shape)
 
 
 def complete(
@@ -90,10 +157,15 @@ def complete(
 ) -> Path:
     """Average gradients, and double the steps of the cells whose attributions do not add up.
 
+    The further steps go where something is missing: the change along each piece of a path is known, so that the pieces
+    that lack most are halved, and the others keep what was found.
+
     Parameters
     ----------
-    value, x, baseline
-        As in :func:`average_gradient`.
+    value
+        ``(inputs, rows) -> (n,)``; ``rows`` says which cells of the batch the inputs are.
+    x, baseline
+        ``(n, ...)``.
     n_steps
         Steps to begin with.
     tolerance
@@ -101,19 +173,51 @@ def complete(
     most
         Steps to end with.
     """
-    n = len(x)
-    everything = torch.arange(n, device=x.device)
-    # Some networks take another way where no gradient is asked for.
-    with torch.enable_grad():
-        change = (value(x, everything) - value(baseline, everything)).detach().double().cpu().numpy()
-    gradient, gap = torch.zeros_like(x), np.full(n, np.inf)
-    steps, taken, rows = n_steps, np.zeros(n, dtype=np.int64), np.arange(n)
-    while len(rows):
+    n, way = len(x), Way(value, x, baseline)
+    if n == 0:
+        return Path(torch.zeros_like(x), np.empty(0), np.empty(0, dtype=np.int64))
+    cells = np.arange(n)
+    found = way.pieces(cells, np.zeros(n), np.ones(n), n_steps)
+    gradient = found.gradient
+    total = way.explained(cells, gradient)
+    change = found.missing + total
+    gap, taken, steps = relative_gap(change, total), np.full(n, n_steps), n_steps
+    found = found.take(np.flatnonzero(np.abs(gap) > tolerance))
+    while len(found.cell) and steps < most:
+        steps, added = min(2 * steps, most), min(2 * steps, most) - steps
+        found = _refined(way, found, tolerance * np.maximum(np.abs(change), FLOOR), added)
+        rows = np.unique(found.cell)
         at = torch.as_tensor(rows, device=x.device)
-        gradient[at] = average_gradient(value, x[at], baseline[at], at, steps)
-        total = (gradient[at] * (x[at] - baseline[at])).double().flatten(1).sum(1).cpu().numpy()
-        gap[rows], taken[rows] = relative_gap(change[rows], total), steps
-        if steps >= most:
-            break
-        rows, steps = rows[np.abs(gap[rows]) > tolerance], min(2 * steps, most)
+        gradient[at] = 0.0
+        gradient.index_add_(0, torch.as_tensor(found.cell, device=x.device), found.gradient)
+        total[rows] = way.explained(rows, gradient[at])
+        gap[rows], taken[rows] = relative_gap(change[rows], total[rows]), steps
+        found = found.take(np.flatnonzero(np.abs(gap[found.cell]) > tolerance))
     return Path(gradient, gap, taken)
+
+
+def _refined(way: Way, found: Pieces, allowed: np.ndarray, added: int) -> Pieces:
+    """Halve the pieces of each cell that lack most, with ``added`` more passes for each cell."""
+    # No more pieces of a cell than leave each half two passes; those that lack a fair share of what may be missing.
+    order = np.lexsort([-np.abs(found.missing), found.cell])
+    starts = np.searchsorted(found.cell[order], found.cell[order])
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order)) - starts
+    n_pieces = np.bincount(found.cell, minlength=len(allowed))[found.cell]
+    halved = (rank < max(added // 4, 1)) & (np.abs(found.missing) > allowed[found.cell] / (2 * n_pieces))
+    halved |= rank == 0
+    n_halved = np.bincount(found.cell[halved], minlength=len(allowed))
+    passes = np.maximum(added // np.maximum(2 * n_halved, 1), 1)
+    parts = [found.take(np.flatnonzero(~halved))]
+    for n in np.unique(passes[found.cell[halved]]):
+        rows = np.flatnonzero(halved & (passes[found.cell] == n))
+        middle = (found.low[rows] + found.high[rows]) / 2
+        parts.append(
+            way.pieces(
+                np.concatenate([found.cell[rows]] * 2),
+                np.concatenate([found.low[rows], middle]),
+                np.concatenate([middle, found.high[rows]]),
+                int(n),
+            )
+        )
+    return Pieces.concatenate(parts)

@@ -155,6 +155,39 @@ class Perturbations:
         return out
 
 
+class Edits:
+    """Asks about edited cells of a block as about any others: each one that changes goes through the whole predictor.
+
+    Parameters
+    ----------
+    score
+        Counts to log-odds.
+    X
+        Counts of the block.
+    perturbations
+        What is edited.
+    """
+
+    #: Pairs in one call of :meth:`after`.
+    step = CHUNK
+
+    def __init__(self, score: Callable[..., np.ndarray], X: sparse.csr_matrix, perturbations: Perturbations) -> None:
+        self.score, self.X, self.perturbations = score, X, perturbations
+        self.base = self.begin()
+
+    def begin(self) -> np.ndarray:
+        """Log-odds of the cells as they are, ``(n,)``."""
+        return self.score(self.X)
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Cell and perturbation of every pair that may change the log-odds, perturbation by perturbation."""
+        return self.perturbations.changes(self.X)
+
+    def after(self, cell: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, int]:
+        """Log-odds of edited cells, and how many of them went through the predictor."""
+        return self.score(self.perturbations.apply(self.X[cell], which)), len(cell)
+
+
 @dataclass(eq=False)
 class Summary:
     """Sums over the cells of each group, ``(groups, perturbations)``."""
@@ -198,6 +231,7 @@ def evaluate(
     n_groups: int,
     *,
     whole: bool = False,
+    edits: Callable[..., Edits] = Edits,
     tick: Callable[[int], Any] | None = None,
 ) -> Summary:
     """Ask the predictor about every pair of cell and perturbation that changes a count.
@@ -214,6 +248,8 @@ def evaluate(
         Number of groups.
     whole
         The cells of a block see each other: each perturbation is applied to all of them at once.
+    edits
+        How the edited cells of a block are asked about.
     tick
         Told the number of edited cells that are done.
 
@@ -223,19 +259,18 @@ def evaluate(
     """
     out = Summary.empty(n_groups, len(perturbations))
     for X, groups in blocks:
-        base = score(X)
-        usable = ~np.isnan(base)
+        asked = edits(score, X, perturbations)
+        usable = ~np.isnan(asked.base)
         out.n += np.bincount(groups[usable], minlength=n_groups)
-        cell, which = perturbations.changes(X)
+        cell, which = asked.pairs()
         if whole:
             cell, which = np.tile(np.arange(X.shape[0]), len(k := np.unique(which))), np.repeat(k, X.shape[0])
-        out.n_changed += len(cell)
-        step = X.shape[0] if whole else CHUNK
+        step = X.shape[0] if whole else asked.step
         for start in range(0, len(cell), step):
             c, w = cell[start : start + step], which[start : start + step]
-            after = score(perturbations.apply(X[c], w))
-            out.n_forward += len(c)
-            out.add(groups[c], w, np.where(usable[c], after - base[c], 0.0))
+            after, n_forward = asked.after(c, w)
+            out.n_changed, out.n_forward = out.n_changed + len(c), out.n_forward + n_forward
+            out.add(groups[c], w, np.where(usable[c], after - asked.base[c], 0.0))
             if tick is not None:
                 tick(len(c))
     return out

@@ -64,7 +64,8 @@ class Scorer:
         self.layer = layer or representation.layer
         self.counts = _anndata.counts(adata, self.layer)
         self.genes = _anndata.gene_ids(adata)
-        self.engine = Engine(device=device, batch_size=batch_size, progress=False)
+        # Small changes are compared: nothing coarser than float32, on a GPU either.
+        self.engine = Engine(device=device, precision="float32", batch_size=batch_size, progress=False)
         self.context = self._context(adata)
         self._check_genes()
 

@@ -39,6 +39,9 @@ class LoRAOptions(BaseModel):
         Cells per forward pass.
     accumulate
         Forward passes per step.
+    gradient_checkpointing
+        Keep only the input of each layer and compute the rest again in the backward pass: a fraction of the memory for about a
+        third more time, with the same gradients.
     warmup
         Share of the steps over which the learning rate rises; it then falls as a cosine to zero.
     class_weight
@@ -73,6 +76,7 @@ class LoRAOptions(BaseModel):
     max_grad_norm: float = Field(1.0, gt=0)
     batch_size: int = Field(32, ge=1)
     accumulate: int = Field(1, ge=1)
+    gradient_checkpointing: bool = False
     warmup: float = Field(0.1, ge=0, lt=1)
     class_weight: Literal["balanced"] | None = None
     early_stopping: bool | None = None

@@ -17,6 +17,7 @@ from scdrugmap._keys import CLASSES
 from scdrugmap.heads.mlp import MLPHead
 from scdrugmap.heads.tasks import inner_split
 from scdrugmap.lora.adapters import LoRAOptions, attach, check_gradients, mark_adapted, output_change
+from scdrugmap.lora.checkpointing import checkpointed
 from scdrugmap.lora.training import Adapted, Trainer, TrainingCells
 
 
@@ -158,7 +159,8 @@ def fit_lora(
         standard = (mean, scale.square().mean().sqrt().expand_as(scale) if head.standardize == "overall" else scale)
     module = Adapted(network, [model.dim, *head.hidden, 1], standard, engine.seed).to(place)
     trainer = Trainer(module, data, options, engine, identity)
-    state = trainer.run()
+    with checkpointed(network, options.gradient_checkpointing):
+        state = trainer.run()
     change = output_change(network.eval(), data.batch(longest, place))
     model.to(torch.device("cpu"))
     network.to("cpu").eval()
@@ -237,7 +239,7 @@ def _identity(
     for array in (*tokens, data.y, *data.pools, np.array([len(p) for p in data.pools]), *data.held_out):
         if array is not None:
             digest.update(np.ascontiguousarray(array).tobytes())
-    chosen = options.model_dump(mode="json", exclude={"checkpoint_dir", "checkpoint_every"})
+    chosen = options.model_dump(mode="json", exclude={"checkpoint_dir", "checkpoint_every", "gradient_checkpointing"})
     parts = {
         "version": __version__,
         "model": model.card.key,

@@ -21,6 +21,8 @@ from scdrugmap.models.card import ModelCard
 from scdrugmap.models.kit.checkpoint import digests, load_json, load_strict, load_tensors, require_file
 from scdrugmap.models.kit.counts import Alignment, Counts, uniforms
 from scdrugmap.models.kit.flowformer import FlowEncoder
+from scdrugmap.models.kit.gene_sum import GeneSum
+from scdrugmap.models.kit.latent import Latent
 from scdrugmap.models.kit.tokens import Tokens
 from scdrugmap.models.kit.weights import randomize
 
@@ -430,50 +432,6 @@ class CellPLMNetwork(nn.Module):
     def read(self, x: Tensor, draws: Tensor | None = None) -> Tensor:
         """Return the embedding from the output of the last layer; each cell by itself."""
         return self.latent(self.latent_norm(x), draws)
-
-
-class GeneSum(nn.Module):
-    """Sum of gene vectors by expression value.
-
-    The table is stored in strips of few channels: a strip fits a processor's cache, the whole table does not, and the
-    sum is bound by memory.
-    """
-
-    strip: ClassVar[int] = 256
-
-    def __init__(self, n_genes: int, dim: int) -> None:
-        super().__init__()
-        widths = [min(self.strip, dim - i) for i in range(0, dim, self.strip)]
-        self.tables = nn.ModuleList(nn.EmbeddingBag(n_genes, w, mode="sum") for w in widths)
-
-    def forward(self, ids: Tensor, values: Tensor, offsets: Tensor) -> Tensor:
-        """Sum ``values`` times the vectors of ``ids`` over the cells that begin at ``offsets``."""
-        return torch.cat([table(ids, offsets, per_sample_weights=values) for table in self.tables], dim=1)
-
-
-class Latent(nn.Module):
-    """Mean of the latent Gaussian, read through one component of a mixture if there is one."""
-
-    def __init__(self, dim: int, latent_dim: int, clusters: int, hidden: int) -> None:
-        super().__init__()
-        self.cluster = nn.Linear(dim, clusters) if clusters else None
-        self.hidden = nn.Linear(dim + clusters, hidden) if clusters else None
-        self.mean = nn.Linear(hidden if clusters else dim, latent_dim)
-
-    def forward(self, x: Tensor, draws: Tensor | None = None) -> Tensor:
-        """Return the mean; with ``(n, clusters)`` uniform draws the component is a sample of its posterior."""
-        if self.hidden is None:
-            return self.mean(x)
-        return self.mean(F.relu(self.hidden(torch.cat([x, self.component(x, draws).to(x.dtype)], dim=1))))
-
-    def component(self, x: Tensor, draws: Tensor | None = None) -> Tensor:
-        """Return the component of each cell as indicators, ``(n, clusters)``."""
-        assert self.cluster is not None
-        scores = self.cluster(x).float()  # (cells, clusters)
-        if draws is not None:
-            # The maximum after adding Gumbel noise is a draw from the softmax; the small terms keep both logarithms finite.
-            scores = scores - torch.log(-torch.log(draws + 1e-20) + 1e-20)
-        return F.one_hot(scores.argmax(1), scores.shape[1])
 
 
 def _checked(config: Any, name: str) -> tuple[dict[str, Any], list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -29,7 +29,7 @@ from scdrugmap.models.kit.checkpoint import (
 from scdrugmap.models.kit.counts import Alignment, Counts
 from scdrugmap.models.kit.ranking import add_special_tokens, rank_rows
 from scdrugmap.models.kit.tokens import Tokens
-from scdrugmap.models.kit.transformer import SelfAttention, masked_mean
+from scdrugmap.models.kit.transformer import KeysValues, SelfAttention, masked_mean
 from scdrugmap.models.kit.weights import randomize
 
 #: Genes that the pre-training sequences evidently left out, although some have a token.
@@ -156,9 +156,18 @@ class TGPT(NetworkModel):
 
     def tokenize(self, counts: Counts) -> Tokens:
         """Begin token, the highest genes in descending order, end token."""
-        picked, offsets = rank_rows(counts.X.data, counts.X.indptr, self.options.max_length - 2)
+        picked, offsets = rank_rows(counts.X.data, counts.X.indptr, self.n_ranked)
+        return self.sequences(counts.X.indices[picked], offsets, counts)
+
+    @property
+    def n_ranked(self) -> int:
+        """How many of the highest genes of a cell enter; of their counts only the order does."""
+        return self.options.max_length - 2
+
+    def sequences(self, columns: np.ndarray, offsets: np.ndarray, counts: Counts) -> Tokens:
+        """Tokens of ragged rows of genes, the highest first, given by their column in ``counts``."""
         words = np.where(counts.ids < self._n_words, counts.ids, self.unknown).astype(np.int32)
-        ids, bounds = add_special_tokens(words[counts.X.indices[picked]], offsets, self.begin, self.end)
+        ids, bounds = add_special_tokens(words[columns], offsets, self.begin, self.end)
         return Tokens(bounds, ids, None, np.diff(offsets) > 0)
 
     def collate(self, tokens: Tokens) -> Batch:
@@ -254,9 +263,9 @@ class TGPTNetwork(nn.Module):
         last = self.norm(self.states(batch["ids"])[-1])
         return masked_mean(last.float(), batch["mask"])
 
-    def embed(self, ids: Tensor) -> Tensor:
-        """Sum of token, position and type embeddings, ``(n, length, dim)``."""
-        x = self.wte(ids) + self.wpe.weight[: ids.shape[1]]
+    def embed(self, ids: Tensor, first: int = 0) -> Tensor:
+        """Sum of token, position and type embeddings, ``(n, length, dim)``, where ``ids`` begin at position ``first``."""
+        x = self.wte(ids) + self.wpe.weight[first : first + ids.shape[1]]
         return x if self.type_id is None else x + self.wte.weight[self.type_id]
 
     def states(self, ids: Tensor, *, every: bool = False) -> list[Tensor]:
@@ -267,6 +276,27 @@ class TGPTNetwork(nn.Module):
             x = block(x)
             states = [*states, x] if every else [x]
         return states
+
+    def resume(self, ids: Tensor, past: Sequence[KeysValues] = ()) -> tuple[Tensor, list[KeysValues]]:
+        """States of the last layer after the final norm, of tokens that follow others.
+
+        Parameters
+        ----------
+        ids
+            ``(n, length)``.
+        past
+            Of every block, the keys and values of the positions before; none at the begin of the sequences.
+
+        Returns
+        -------
+        ``(n, length, dim)`` float32, and the keys and values of these positions.
+        """
+        x = self.dropout(self.embed(ids, past[0][0].shape[2] if past else 0))
+        own = []
+        for i, block in enumerate(self.blocks):
+            x, kept = block.resume(x, past[i] if past else None)
+            own.append(kept)
+        return self.norm(x).float(), own
 
 
 class PreNormBlock(nn.Module):
@@ -283,7 +313,14 @@ class PreNormBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform ``(n, length, dim)``."""
-        x = x + self.dropout(self.attention(self.norm1(x)))
+        return self._fed(x + self.dropout(self.attention(self.norm1(x))))
+
+    def resume(self, x: Tensor, past: KeysValues | None) -> tuple[Tensor, KeysValues]:
+        """Transform positions that follow others; also returns their keys and values."""
+        attended, own = self.attention.resume(self.norm1(x), past)
+        return self._fed(x + self.dropout(attended)), own
+
+    def _fed(self, x: Tensor) -> Tensor:
         hidden = F.gelu(self.linear1(self.norm2(x)), approximate="tanh")
         return x + self.dropout(self.linear2(hidden))
 

@@ -20,6 +20,7 @@ def catalogue(
     table: pd.DataFrame | None = None,
     *,
     by: str | Sequence[str] = ("tissue", "therapy_type", "cancer_type"),
+    ax: Sequence[Axes] | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:
@@ -31,6 +32,8 @@ def catalogue(
         From :func:`scdrugmap.datasets.catalogue`, possibly filtered; by default all data sets.
     by
         Columns to count, one row of panels each.
+    ax
+        Axes to draw into, two per column: data sets and cells.
     show
         Show the figure.
     save
@@ -48,7 +51,7 @@ def catalogue(
     MissingKeyError
         If a column is not there.
     InputError
-        For an empty table, or a file that cannot be written.
+        For an empty table, too few axes, or a file that cannot be written.
 
     Examples
     --------
@@ -69,22 +72,29 @@ def catalogue(
             raise MissingKeyError(argument, column, f"columns of the table ({', '.join(table)})", "choose among them.")
     if table.empty or not columns:
         raise InputError("table", "nothing to count", "one data set and one column", "check the filter.")
-    heights = [0.9 + 0.24 * table[c].nunique() for c in columns]
-    figure, axes = plt.subplots(
-        len(columns), 2, figsize=(9.6, sum(heights) + 0.9), layout="constrained", squeeze=False,
-        height_ratios=heights, sharey="row",
-    )  # fmt: skip
-    for (left, right), column in zip(axes, columns, strict=True):
+    if ax is not None:
+        panels = _axes.given_axes(ax, 2 * len(columns))
+    else:
+        heights = [0.9 + 0.24 * table[c].nunique() for c in columns]
+        size = (9.6, sum(heights) + 0.9)
+        panels = list(
+            plt.subplots(len(columns), 2, figsize=size, layout="constrained", height_ratios=heights)[1].ravel()
+        )
+    for left, right, column in zip(panels[::2], panels[1::2], columns, strict=True):
         sets = pd.crosstab(table[column], table["collection"])
         sets = sets.loc[sets.sum(axis=1).sort_values(kind="stable").index]
         _data_sets(left, sets, column)
         _cells(right, cell_counts(table, column).reindex(sets.index))
-    handles: list[Any] = [*axes[0, 0].get_legend_handles_labels()[0], *axes[0, 1].get_legend_handles_labels()[0]]
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize="small", frameon=False)
-    figure.suptitle(
-        "beside the bars: F1 of calling every cell sensitive; +n: data sets without counts", fontsize="medium"
-    )
-    return _axes.finish(list(axes.ravel()), show=show, save=save)
+        right.tick_params(axis="y", labelleft=False)
+    handles: list[Any] = [h for panel in panels[:2] for h in panel.get_legend_handles_labels()[0]]
+    if ax is not None:  # the figure is the caller's, and so is the room beside the axes
+        panels[1].legend(handles=handles, fontsize="x-small", frameon=False, loc="lower right")
+        return _axes.finish(panels, show=show, save=save)
+    figure: Any = panels[0].get_figure(root=True)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize="small", frameon=False)
+    note = "beside the bars: F1 of calling every cell sensitive; +n: data sets without counts"
+    figure.suptitle(_axes.wrap(note, int(11 * figure.get_figwidth())), fontsize="medium")
+    return _axes.finish(panels, show=show, save=save)
 
 
 def cell_counts(table: pd.DataFrame, column: str) -> pd.DataFrame:

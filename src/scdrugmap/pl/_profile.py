@@ -35,6 +35,7 @@ def profile(
     table: pd.DataFrame,
     *,
     columns: str | Sequence[str] | None = None,
+    ax: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
 ) -> list[Axes] | None:
@@ -47,6 +48,8 @@ def profile(
         per second: higher is better.
     columns
         Columns to draw, one panel each; by default all known ones that the table holds.
+    ax
+        Axes to draw into, one per column.
     show
         Show the figure.
     save
@@ -63,15 +66,13 @@ def profile(
     MissingKeyError
         If a column is not there.
     InputError
-        For an empty table, or a file that cannot be written.
+        For an empty table, too few axes, or a file that cannot be written.
 
     Examples
     --------
     >>> import scdrugmap as sd
     >>> axes = sd.pl.profile(sd.models.list().set_index("name"), columns=["year", "n_parameters", "dim"])
     """
-    import matplotlib.pyplot as plt
-
     _axes.check_table(table)
     if columns is None:
         columns = [c for c in HEADINGS if c in table]
@@ -82,19 +83,14 @@ def profile(
     if table.empty or not columns:
         raise InputError("table", "nothing to draw", "one model and one column", "pass the table of sd.tl.profile.")
     words = [c in TEXT or not pd.api.types.is_numeric_dtype(table[c]) for c in columns]
-    widths = [_width(table[c]) if w else 2.0 for c, w in zip(columns, words, strict=True)]
-    _, axes = plt.subplots(
-        1, len(columns), figsize=(1.4 + sum(widths), 1.1 + 0.27 * len(table)), layout="constrained", sharey=True,
-        squeeze=False, width_ratios=widths,
-    )  # fmt: skip
-    panels: list[Any] = list(axes[0])
-    for ax, column, word in zip(panels, columns, words, strict=True):
-        _words(ax, table[column]) if word else _numbers(ax, table[column])
-        ax.set_title(
-            HEADINGS.get(column, column.replace("_", " ")), fontsize="medium", loc="left" if word else "center"
-        )
-    panels[0].set_yticks(range(len(table)), table.index.astype(str), fontsize="small")
-    panels[0].set_ylim(len(table) - 0.4, -0.6)
+    panels: list[Any] = _new_panels(table, columns, words) if ax is None else _axes.given_axes(ax, len(columns))
+    for panel, column, word in zip(panels, columns, words, strict=True):
+        _words(panel, table[column]) if word else _numbers(panel, table[column])
+        heading = HEADINGS.get(column, column.replace("_", " "))
+        panel.set_title(heading, fontsize="medium", loc="left" if word else "center")
+        panel.set_ylim(len(table) - 0.4, -0.6)
+        names = table.index.astype(str) if panel is panels[0] else [""] * len(table)
+        panel.set_yticks(range(len(table)), names, fontsize="small")
     if "device" in table:
         devices = ", ".join(map(str, pd.unique(table["device"])))
         panels[-1].annotate(
@@ -102,6 +98,15 @@ def profile(
             ha="right", va="top", fontsize="x-small", color="#444444",
         )  # fmt: skip
     return _axes.finish(panels, show=show, save=save)
+
+
+def _new_panels(table: pd.DataFrame, columns: Sequence[str], words: Sequence[bool]) -> list[Axes]:
+    import matplotlib.pyplot as plt
+
+    widths = [_width(table[c]) if word else 2.0 for c, word in zip(columns, words, strict=True)]
+    size = (1.4 + sum(widths), 1.1 + 0.27 * len(table))
+    _, axes = plt.subplots(1, len(columns), figsize=size, layout="constrained", squeeze=False, width_ratios=widths)
+    return list(axes[0])
 
 
 def _width(column: pd.Series) -> float:

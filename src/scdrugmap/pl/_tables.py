@@ -196,20 +196,34 @@ def leakage(
     findings = getattr(report, "findings", None)
     if not isinstance(findings, pd.DataFrame):
         raise InputTypeError("report", type(report).__name__, "a LeakageReport", "pass sd.tl.leakage_report(adata).")
-    texts = [textwrap.wrap(f"{row.check}: {row.finding}", 84) or [""] for row in findings.itertuples()]
+    width = 6.9 if ax is None else _axes.new_axes(ax, (0, 0)).get_figure(root=True).get_figwidth()  # type: ignore[union-attr]
+    line = 1.2 * _axes.points("small")
+    # Marks and words stand left of the findings: three letters and a half line of room.
+    indent = 6.5 * _axes.points("small") / 72
+    n_letters = _axes.letters(0.92 * width - indent, "small")
+    texts = [textwrap.wrap(f"{row.check}: {row.finding}", n_letters) or [""] for row in findings.itertuples()]
     heights = np.array([len(t) + 0.7 for t in texts])
     top = np.r_[0, np.cumsum(heights)[:-1]]
-    ax = _axes.new_axes(ax, (6.9, float(np.clip(0.5 + 0.165 * heights.sum(), 1.5, 26))))
+    ax = _axes.new_axes(ax, (6.9, float(np.clip(0.5 + line / 72 * heights.sum(), 1.5, 26))))
+    look: dict[str, Any] = {"textcoords": "offset points", "va": "top", "fontsize": "small"}
     for y, lines, level in zip(top, texts, findings["level"], strict=True):
         colour, marker, word = LEVELS[str(level)]
-        ax.plot(0, y + 0.3, marker=marker, color=colour, ms=7, ls="")
-        ax.annotate(word, (0.025, y), va="top", fontsize="small", color=colour, weight="bold")
-        ax.annotate("\n".join(lines), (0.1, y), va="top", fontsize="small")
+        ax.plot(0, y, marker=marker, color=colour, ms=6, ls="", transform=_below(ax, line / 2))
+        ax.annotate(word, (0, y), xytext=(8, 0), color=colour, weight="bold", **look)
+        ax.annotate("\n".join(lines), (0, y), xytext=(72 * indent, 0), **look)
     ax.set(xlim=(-0.02, 1), ylim=(heights.sum(), -0.4), xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     n = int((findings["level"] == "leak").sum())
     ax.set_title(f"{n} of {len(findings)} checks found a leak", fontsize="medium", loc="left")
     return _axes.finish(ax, show=show, save=save)
+
+
+def _below(ax: Axes, points: float) -> Any:
+    """Coordinates of the data, so many points further down."""
+    from matplotlib.transforms import ScaledTranslation
+
+    figure: Any = ax.get_figure(root=True)
+    return ax.transData + ScaledTranslation(0, -points / 72, figure.dpi_scale_trans)
 
 
 def _need(table: pd.DataFrame, columns: tuple[str, ...], maker: str) -> None:

@@ -18,6 +18,7 @@ from scdrugmap._errors import InputError
 from scdrugmap._files import atomic_path
 from scdrugmap._keys import KEYS, SENSITIVE
 from scdrugmap.study.chosen import Chosen
+from scdrugmap.study.joined import chosen_rows
 from scdrugmap.study.missing import Missing
 from scdrugmap.study.spec import ReproduceSpec
 
@@ -123,7 +124,7 @@ def _ask(
     spec: ReproduceSpec, card: Any, cells: ad.AnnData, rows: np.ndarray, variant: Variant, left: float | None
 ) -> pd.DataFrame:
     """One study; examples come from other series, so that no cell of the study is shown."""
-    query = cells[rows].copy()
+    query = chosen_rows(cells, rows)
     del query.obs[KEYS.response]
     options: dict[str, Any] = {"allow_remote": True} | dict(spec.prompt_options or {})
     if spec.prices is not None:
@@ -136,11 +137,17 @@ def _ask(
         if not len(others):
             raise InputError("studies", "one series", "examples from another series", "add a study.")
         drawn = np.random.default_rng(spec.seed).permutation(others)[:POOL]
-        options |= {"reference": cells[np.sort(drawn)].copy(), "label_key": KEYS.response}
-    tl.predict_response(
-        query, model=card.name, strategy="prompt", n_shots=variant.shots, key_added="asked", rng=spec.seed, progress=False,
-        **options,
-    )  # fmt: skip
+        options |= {"reference": chosen_rows(cells, np.sort(drawn)), "label_key": KEYS.response}
+    try:
+        tl.predict_response(
+            query, model=card.name, strategy="prompt", n_shots=variant.shots, key_added="asked", rng=spec.seed,
+            progress=False, **options,
+        )  # fmt: skip
+    except InputError as error:
+        if error.argument != "max_cost" or left is None:
+            raise
+        found, expected = f"{max(left, 0.0):.4g} left of {spec.budget:g}", f"{error.expected} for these cells"
+        raise InputError("budget", found, expected, "raise it, or ask about fewer cells: --prompt-cells.") from None
     score = query.obs["asked" + KEYS.score].to_numpy(dtype=float)
     call = query.obs["asked" + KEYS.pred]
     if (np.isnan(score) & call.notna().to_numpy()).any():

@@ -22,6 +22,7 @@ from scdrugmap._keys import KEYS
 from scdrugmap.download import ledger
 from scdrugmap.models import registry
 from scdrugmap.study.chosen import Chosen, options_of
+from scdrugmap.study.labels import read_labels, with_labels
 from scdrugmap.study.missing import Missing
 from scdrugmap.study.spec import ReproduceSpec
 
@@ -49,7 +50,7 @@ def prepare_studies(spec: ReproduceSpec, chosen: Chosen, missing: Missing) -> di
     File of labelled cells by key.
     """
     out: dict[str, Path] = {}
-    given = _read_labels(spec.labels)
+    given = read_labels(spec.labels)
     for key, row in chosen.table.iterrows():
         name, target = str(key), spec.store / "studies" / f"{key}.h5ad"
         with missing.leaves_the_rest(f"study {name}"):
@@ -57,7 +58,7 @@ def prepare_studies(spec: ReproduceSpec, chosen: Chosen, missing: Missing) -> di
                 raise DownloadError(f"no source of kind {spec.source!r} in the registry")
             if not target.exists():
                 adata = datasets.fetch(name, source=spec.source, accept_licence=True, progress=False)
-                adata = _labelled(_with_labels(adata, given[given["dataset"] == name]))
+                adata = _labelled(with_labels(adata, given[given["dataset"] == name]))
                 _checked(adata, target.with_suffix(".check.json"))
                 pp.harmonize_genes(adata)
                 _describe(adata, name, row)
@@ -66,41 +67,6 @@ def prepare_studies(spec: ReproduceSpec, chosen: Chosen, missing: Missing) -> di
                     adata.write_h5ad(scratch)
             out[name] = target
     return out
-
-
-def _read_labels(file: Path | None) -> pd.DataFrame:
-    """The user's labels for studies that come without."""
-    if file is None:
-        return pd.DataFrame(columns=["dataset", KEYS.response])
-    try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise InputError("labels", f"{file}: {error}", "a CSV file", "check the path and the format.") from None
-    for column in ("dataset", KEYS.response):
-        if column not in table:
-            raise InputError("labels", f"columns {', '.join(table)}", f"a column {column!r}", "add it.")
-    return table
-
-
-def _with_labels(adata: ad.AnnData, table: pd.DataFrame) -> ad.AnnData:
-    """Cells that the user's table names, with its labels; the study as it is where the table does not name it."""
-    if not len(table):
-        return adata
-    if "cell" in table and (table["cell"] != "").all():
-        names: Any = adata.obs_names
-        found = table.set_index("cell")[KEYS.response]
-    elif "sample" in table and (table["sample"] != "").all():
-        names, found = adata.obs[KEYS.sample].astype(str), table.set_index("sample")[KEYS.response]
-    else:
-        names, found = (
-            pd.Series("", index=adata.obs_names),
-            pd.Series(table[KEYS.response].iloc[:1].to_numpy(), index=[""]),
-        )
-    if found.index.has_duplicates:
-        twice = found.index[found.index.duplicated()][0]
-        raise InputError("labels", f"{twice!r} twice", "each cell or sample once", "leave one row.")
-    adata.obs[KEYS.response] = found.reindex(names).to_numpy()
-    return adata
 
 
 def _labelled(adata: ad.AnnData) -> ad.AnnData:
@@ -171,17 +137,18 @@ def embed_studies(
     """
     for name, folder in checkpoints.items():
         card = registry.info(name)
-        if all(_embedding(spec, key, card.key).exists() for key in studies):
+        if all(embedding_file(spec, key, card.key).exists() for key in studies):
             continue
         model: Any = None
-        for key, file in studies.items():
-            target = _embedding(spec, key, card.key)
+        with missing.leaves_the_rest(f"model {name}"):
+            model = registry.load(name, folder, **options_of(spec, name))
+        for key, file in studies.items() if model is not None else ():
+            target = embedding_file(spec, key, card.key)
             if target.exists():
                 continue
             with missing.leaves_the_rest(f"embedding of {key} with {name}"):
-                model = model or registry.load(name, folder, **options_of(spec, name))
                 parts = spec.store / "embeddings" / f".{key}-{card.key}"
-                adata = ad.read_h5ad(file)
+                adata = ad.read_h5ad(file, backed="r")
                 tl.embed(
                     adata, model, key_added="found", context=KEYS.sample if card.context == "group" else None,
                     store=parts, batch_size=spec.batch_size, device=spec.device, rng=spec.seed, progress=False,
@@ -192,52 +159,15 @@ def embed_studies(
                 shutil.rmtree(parts, ignore_errors=True)
 
 
-def _embedding(spec: ReproduceSpec, key: str, model: str) -> Path:
-    return spec.store / "embeddings" / key / f"{model}.npy"
-
-
-def join(spec: ReproduceSpec, chosen: Chosen, studies: Mapping[str, Path], collection: str) -> ad.AnnData | None:
-    """Put the studies of a collection under one another, with the genes that all have, and the embeddings.
+def embedding_file(spec: ReproduceSpec, key: str, model: str) -> Path:
+    """Where the embedding of a study lies.
 
     Parameters
     ----------
-    spec, chosen, studies
-        The run and its files.
-    collection
-        Of the catalogue.
-
-    Returns
-    -------
-    The cells; ``None`` if there is no study. A model that failed on a study has no embedding of its cells (NaN).
+    spec, key, model
+        The run, and the keys of study and model.
     """
-    keys = [k for k in studies if chosen.table.loc[k, "collection"] == collection]
-    if not keys:
-        return None
-    parts = []
-    for key in keys:
-        part = ad.read_h5ad(studies[key])
-        part.obs = part.obs[[c for c in KEPT if c in part.obs]].astype(str).replace("nan", None)
-        part.uns, part.obsm = {}, {}
-        part.var = part.var[[c for c in (KEYS.gene_symbol, KEYS.ensembl_id) if c in part.var]]
-        for layer in list(part.layers):
-            del part.layers[layer]
-        parts.append(part)
-    joined = ad.concat(parts, join="inner", merge="first")
-    for column in joined.obs:
-        joined.obs[column] = joined.obs[column].astype("category")
-    for card in chosen.networks:
-        files = [_embedding(spec, key, card.key) for key in keys]
-        found = [np.load(f) if f.exists() else None for f in files]
-        dim = next((x.shape[1] for x in found if x is not None), None)
-        if dim is None:
-            continue
-        none = [np.full((p.n_obs, dim), np.nan, np.float32) for p in parts]
-        whole = np.concatenate([n if x is None else x for x, n in zip(found, none, strict=True)])
-        joined.obsm[KEYS.embedding(card.key)] = whole
-        joined.uns[card.key] = {
-            "params": {"context": KEYS.sample}, KEYS.provenance: {"model": card.name, "context": KEYS.sample},
-        }  # fmt: skip
-    return joined
+    return spec.store / "embeddings" / key / f"{model}.npy"
 
 
 def digests(spec: ReproduceSpec, studies: Mapping[str, Path], checkpoints: Mapping[str, Path]) -> dict[str, Any]:
@@ -257,10 +187,15 @@ def digests(spec: ReproduceSpec, studies: Mapping[str, Path], checkpoints: Mappi
             provenance = dict(handle["uns"][KEYS.provenance]) if KEYS.provenance in handle["uns"] else {}
             value = provenance["sha256"][()] if "sha256" in provenance else b""
         text = value.decode() if isinstance(value, bytes) else str(value)
-        out["studies"][key] = text or hashlib.sha256(file.read_bytes()).hexdigest()
+        out["studies"][key] = text or _sha256(file)
     for name in checkpoints:
         prefix = f"checkpoints/{registry.info(name).checkpoints[0]}/"
         out["checkpoints"][name] = {
             k.removeprefix(prefix): r.get("sha256", "") for k, r in sorted(records.items()) if k.startswith(prefix)
         }
     return json.loads(json.dumps(out, default=str))
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

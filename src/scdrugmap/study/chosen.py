@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
+from scdrugmap import download
 from scdrugmap.datasets._catalogue import catalogue, find_study, sources_of
 from scdrugmap.download.catalog import normalise
 from scdrugmap.models import registry
+from scdrugmap.study.labels import read_labels
 from scdrugmap.study.spec import ReproduceSpec
 
 if TYPE_CHECKING:
@@ -21,6 +24,9 @@ PAPER = (
 )  # fmt: skip
 #: Figures on the primary and on the external collection; figure 1 shows the catalogue alone.
 COLLECTIONS = {"2": "primary", "3": "primary", "4": "primary", "5": "primary", "6": "external"}
+
+#: End of the registry keys of sources without labels: a person reads them off the descriptions of the samples.
+UNLABELLED = "_geo"
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class Chosen:
         Cards of the models.
     collections
         Of the catalogue that the figures show.
+    unlabelled
+        Data sets whose source has no labels that a program can read, and that ``labels`` does not name: not fetched.
     """
 
     table: pd.DataFrame
@@ -42,6 +50,7 @@ class Chosen:
     fitted: list[ModelCard]
     prompted: list[ModelCard]
     collections: list[str]
+    unlabelled: list[str] = field(default_factory=list)
 
     @property
     def cards(self) -> list[ModelCard]:
@@ -66,7 +75,7 @@ def choose(spec: ReproduceSpec) -> Chosen:
     for name in spec.lora_models or ():
         registry.info(name)
     wanted = [f for f in spec.figures if f in COLLECTIONS]
-    collections: list[str] = [c for c in ("primary", "external") if c in {COLLECTIONS[f] for f in wanted}]
+    collections = [c for c in ("primary", "external") if c in {COLLECTIONS[f] for f in wanted}]
     if spec.predictors and "primary" not in collections:
         collections.insert(0, "primary")
     table = catalogue()
@@ -79,13 +88,20 @@ def choose(spec: ReproduceSpec) -> Chosen:
         later = (table["collection"] == "external") & ~table["in_validation_17"]
         table = table[~later].copy()
     table["entry"] = [_entry(row, spec.source) for _, row in table.iterrows()]
+    given = set(read_labels(spec.labels)["dataset"])
+    # One that a person has put on this machine may hold labels, and costs nothing to open.
+    bare = [
+        e.endswith(UNLABELLED) and k not in given and download.where("datasets", e) is None
+        for k, e in table["entry"].items()
+    ]
+    unlabelled, table = [str(k) for k in table.index[bare]], table[~np.array(bare, bool)].copy()
     kinds = {kind: [c for c in cards if c.kind == kind] for kind in ("network", "fitted", "prompt")}
     # What no figure shows is neither fetched nor asked.
     if not spec.predictors and not {"2", "3", "4", "6", "7"} & set(spec.figures):
         kinds["network"] = []
     if "5" not in spec.figures or "prompt" not in spec.strategy:
         kinds["prompt"] = []
-    return Chosen(table, kinds["network"], kinds["fitted"], kinds["prompt"], [str(c) for c in collections])
+    return Chosen(table, kinds["network"], kinds["fitted"], kinds["prompt"], [str(c) for c in collections], unlabelled)
 
 
 def _members(name: str, table: pd.DataFrame) -> list[str]:

@@ -21,12 +21,15 @@ from scdrugmap.evaluation.result.result import BenchmarkResult
 from scdrugmap.models import registry
 from scdrugmap.study.answers import Answers
 from scdrugmap.study.chosen import Chosen, options_of
+from scdrugmap.study.joined import opened
 from scdrugmap.study.missing import Missing
 from scdrugmap.study.spec import ReproduceSpec
 
 if TYPE_CHECKING:
     from scdrugmap.models.card import ModelCard
 
+#: Head of the paper.
+PUBLISHED = "published"
 #: Epochs of the published fine-tuning where they are not three.
 EPOCHS = {"tGPT": 2}
 #: Repeats of the draw of shots.
@@ -125,23 +128,27 @@ def run_job(
         models: dict[str, str] = {c.name: key for c in chosen.networks if (key := KEYS.embedding(c.key)) in cells.obsm}
         models |= {c.name: c.name for c in chosen.fitted}
         common["baselines"] = [b for b in common["baselines"] if b not in models]
+        # The size of a leak is a difference of splits alone: the published head takes part in both.
+        common["head"] = [PUBLISHED, "mlp"] if job.preset == "strict" else PUBLISHED
         return tl.benchmark(cells, models=models, **common) if models else None
-    common["baselines"] = ["all_sensitive"]
+    common["baselines"], common["head"] = ["all_sensitive"], PUBLISHED
     if job.strategy == "prompt":
         if not answers:
             return None
         # The coverage table tells how many are not answered; those say nothing about right and wrong.
-        rows = np.flatnonzero(np.all([np.isfinite(a.scores) for a in answers.values()], axis=0))
-        kept = {name: Answers(a.scores[rows]) for name, a in answers.items()}
-        return tl.benchmark(cells[rows].copy(), models=kept, **common)
+        answered = np.all([np.isfinite(a.scores) for a in answers.values()], axis=0)
+        labels = cells.obs[KEYS.response].where(answered)
+        asked = opened(str(cells.filename), cells.obs.assign(**{KEYS.response: labels}))
+        return tl.benchmark(asked, models=dict(answers), **common)
     if job.model not in checkpoints:
         return None
     options: dict[str, Any] = {"checkpoint": checkpoints[job.model]} | options_of(spec, job.model)
     options |= {k: v for k, v in (("device", spec.device), ("batch_size", spec.batch_size)) if v is not None}
     common["by"] = [b for b in spec.lora_by or spec.by if _has(cells, b)]
     lora = {"epochs": EPOCHS.get(job.model, 3)} | dict(spec.lora_options or {})
+    bare = opened(str(cells.filename), cells.obs)
     return tl.benchmark(
-        cells, models=job.model, strategy="lora", lora_options=lora, embed_options={job.model: options}, **common
+        bare, models=job.model, strategy="lora", lora_options=lora, embed_options={job.model: options}, **common
     )
 
 

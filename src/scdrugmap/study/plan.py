@@ -19,6 +19,8 @@ from scdrugmap.study.spec import ReproduceSpec
 
 #: Seconds that may go into measuring; models that are left are estimated from those that were measured.
 MEASURE_SECONDS = 45.0
+#: Genes of the simulated cells that are measured; more than the package knows by heart would need a download.
+MEASURED_GENES = 2000
 #: Tokens of one cell in a prompt of ten, from the published template: instruction, data source, ten genes, answer.
 TOKENS_IN, TOKENS_OUT = 75, 12
 SHOT_TOKENS = 60
@@ -42,6 +44,8 @@ class Plan:
         One row per step and model; NaN where nothing is known.
     prompts
         Cells, tokens and money of the prompted models.
+    unlabelled
+        Data sets that take no part for want of labels.
     """
 
     spec: ReproduceSpec
@@ -50,6 +54,7 @@ class Plan:
     accept: dict[str, str] = field(repr=False)
     hours: pd.DataFrame = field(repr=False)
     prompts: dict[str, Any] = field(repr=False)
+    unlabelled: list[str] = field(default_factory=list, repr=False)
 
     @property
     def known_bytes(self) -> int:
@@ -71,7 +76,7 @@ class Plan:
         return {
             "studies": _records(self.studies), "checkpoints": _records(self.checkpoints), "accept": dict(self.accept),
             "download_gb": self.known_bytes / 1e9, "unknown_sizes": self.n_unknown, "hours": _records(self.hours),
-            "hours_known": self.total_hours, "prompts": self.prompts,
+            "hours_known": self.total_hours, "prompts": self.prompts, "unlabelled": list(self.unlabelled),
         }  # fmt: skip
 
     def __str__(self) -> str:
@@ -79,14 +84,21 @@ class Plan:
 
     def _what(self) -> list[str]:
         lines = [f"Plan: figures {', '.join(self.spec.figures)}, written to {self.spec.store}"]
-        for name, table in (("data sets", self.studies), ("checkpoints", self.checkpoints)):
+        for name, table in (("data set", self.studies), ("checkpoint", self.checkpoints)):
             got = int(table["here"].sum()) if len(table) else 0
             gone = table.loc[~table["reachable"], "name"].tolist() if len(table) else []
             lines.append(
-                f"{len(table)} {name}, {got} of them on this machine" + (f": {_names(table)}" if len(table) else "")
+                f"{len(table)} {name}{'s' * (len(table) != 1)}, {got} of them on this machine"
+                + (f": {_names(table)}" if len(table) else "")
             )
             if gone:
                 lines.append(f"  no address that a program can fetch: {short_list(gone)}; register them by hand")
+        if self.unlabelled:
+            n = len(self.unlabelled)
+            lines.append(
+                f"{n} data set{'s' * (n != 1)} without labels that a program can read, not fetched: "
+                f"{short_list(self.unlabelled)}; give them with --labels"
+            )
         gb, unknown = self.known_bytes / 1e9, self.n_unknown
         sizes = f" and {unknown} file{'s' * (unknown != 1)} or sets of files of unknown size" if unknown else ""
         return [*lines, f"Download: {gb:.2f} GB of known size{sizes}"]
@@ -107,8 +119,8 @@ class Plan:
         p = self.prompts
         if not p.get("cells"):
             return ["Money: nothing is asked of a chat model"]
-        cost = "unknown, for no prices were given" if p["cost"] is None else f"about {p['cost']:.2f}"
-        limit = "" if self.spec.budget is None else f", at most {self.spec.budget:.2f} are spent"
+        cost = "unknown, for no prices were given" if p["cost"] is None else f"about {p['cost']:.3g}"
+        limit = "" if self.spec.budget is None else f", at most {self.spec.budget:g} are spent"
         return [
             f"Money: {cost}{limit} ({p['cells']:,} cells asked about, {p['tokens_in'] / 1e6:.2f} million tokens in, "
             f"{p['tokens_out'] / 1e6:.2f} out, right to about a third)"
@@ -137,7 +149,7 @@ def make_plan(spec: ReproduceSpec) -> Plan:
         for key in table.loc[table["to_fetch"] & (table["accept"] != ""), "entry"] if len(table) else ():
             accept[key] = licence_line(download.entries(kind)[key])
     hours = _hours(spec, chosen, cells) if cells and len(chosen.networks) else pd.DataFrame(columns=HOURS)
-    return Plan(spec, studies, checkpoints, accept, hours, _prompts(spec, chosen, studies))
+    return Plan(spec, studies, checkpoints, accept, hours, _prompts(spec, chosen, studies), chosen.unlabelled)
 
 
 FACTS = ["name", "entry", "bytes", "here", "to_fetch", "reachable", "licence", "accept"]
@@ -218,7 +230,7 @@ def speed_table(chosen: Chosen, device: str | None) -> pd.DataFrame:
 
     from scdrugmap import datasets, tl
 
-    cells = datasets.simulate(n_studies=1, n_cells=60, n_genes=3000, rng=0)
+    cells = datasets.simulate(n_studies=1, n_cells=60, n_genes=MEASURED_GENES, rng=0)
     start, rows = time.perf_counter(), []
     left: list[tuple[Any, str]] = []
     for card in sorted(chosen.networks, key=lambda c: c.n_parameters or 0):
@@ -230,7 +242,7 @@ def speed_table(chosen: Chosen, device: str | None) -> pd.DataFrame:
             found = tl.profile(cells, card.name, n_cells=4, device=device).iloc[0]
         except (ScDrugMapError, RuntimeError, MemoryError) as error:
             get_logger().info("%s could not be measured: %s", card.name, error)
-            left.append((card, "an error"))
+            left.append((card, "a machine that can run it"))
             continue
         rows.append(
             {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,9 @@ from scdrugmap.datasets import categories
 from scdrugmap.evaluation.result.result import BenchmarkResult
 from scdrugmap.study import figures, grids, tables
 from scdrugmap.study.answers import ask, coverage
-from scdrugmap.study.cells import digests, embed_studies, fetch_checkpoints, join, prepare_studies
+from scdrugmap.study.cells import digests, embed_studies, fetch_checkpoints, prepare_studies
 from scdrugmap.study.chosen import Chosen, choose
+from scdrugmap.study.joined import join
 from scdrugmap.study.missing import Missing
 from scdrugmap.study.plan import Plan, make_plan
 from scdrugmap.study.shelf import pack
@@ -121,6 +123,8 @@ def run_plan(plan: Plan) -> Reproduction:
     pages = figures.Pages(spec, missing)
     results: dict[grids.Job, BenchmarkResult] = {}
     sample: ad.AnnData | None = None
+    if chosen.unlabelled:
+        missing.note(f"data sets {', '.join(chosen.unlabelled)}", "no labels that a program can read: pass --labels")
     for collection in chosen.collections:
         cells = join(spec, chosen, studies, collection)
         if cells is None:
@@ -129,6 +133,8 @@ def run_plan(plan: Plan) -> Reproduction:
         sample = cells if sample is None else sample
         results |= _collection(spec, chosen, collection, cells, checkpoints, done, missing)
         if collection == "primary":
+            if "5" in spec.figures:
+                figures.figure_5a(pages, cells)
             if "4" in spec.figures:
                 figures.figure_4(pages, chosen, cells)
             if spec.predictors:
@@ -142,6 +148,8 @@ def run_plan(plan: Plan) -> Reproduction:
             from scdrugmap import pl
 
             pages.draw("figure7", pl.profile, found)
+    for number in spec.figures:
+        pages.account_for(number, "none of the benchmarks that it shows could be run")
     done.figures, done.missing = pages.names, missing.reasons
     for name, table in done.tables.items():
         with atomic_path(_made(spec.store / "tables") / f"{name}.csv") as scratch:
@@ -181,7 +189,9 @@ def _collection(
         done.tables["prompt_coverage"] = coverage(answers, cells)
     with grids.workers(spec.dask):
         for job in grids.jobs(spec, chosen, collection):
-            with missing.leaves_the_rest(f"benchmark {job.name}"):
+            with missing.leaves_the_rest(f"benchmark {job.name}"), warnings.catch_warnings():
+                # Ten epochs are what the published head is.
+                warnings.filterwarnings("ignore", message=".*had not converged after")
                 result = grids.run_job(job, spec, chosen, cells, checkpoints, answers)
                 if result is not None:
                     results[job] = result
@@ -219,6 +229,7 @@ def _tabulate(spec: ReproduceSpec, results: Mapping[grids.Job, BenchmarkResult],
         return
     table = tables.scores(results)
     done.tables["scores"] = table
+    done.tables["published"] = tables.published_beside(table)
     for figure in ("2", "3", "5", "6"):
         if figure in spec.figures:
             done.tables[f"figure{figure}"] = tables.figure_table(table, figure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,9 +13,11 @@ import numpy as np
 import pandas as pd
 
 from scdrugmap import tl
+from scdrugmap._errors import ScDrugMapError
 from scdrugmap._files import write_json
 from scdrugmap._keys import KEYS
 from scdrugmap.study.chosen import Chosen, options_of
+from scdrugmap.study.joined import chosen_rows
 from scdrugmap.study.missing import Missing
 from scdrugmap.study.spec import ReproduceSpec
 
@@ -60,11 +63,16 @@ def pack(
     for drug, tissue, members in shelves(cells):
         name = re.sub(r"[^a-z0-9]+", "-", f"{drug} {tissue}".lower()).strip("-")
         with missing.leaves_the_rest(f"predictor {name}"):
-            part = cells[members].copy()
+            part = chosen_rows(cells, members)
+            part.obsm = {key: np.asarray(X[members]) for key, X in cells.obsm.items()}
+            part.uns = dict(cells.uns)
             row = {"predictor": name, "drug_class": drug, "tissue": tissue, "n_cells": part.n_obs}
-            rows.append(row | _one(spec, chosen, part, checkpoints, name))
-    table = pd.DataFrame(rows)
-    return table
+            found = _one(spec, chosen, part, checkpoints, name)
+            rows.append(row | found)
+            if found["packed"] and spec.push_to:
+                with missing.leaves_the_rest(f"push of predictor {name}"):
+                    rows[-1]["hub"] = _pushed(spec, name)
+    return pd.DataFrame(rows)
 
 
 def _one(
@@ -92,13 +100,27 @@ def _one(
     folder = spec.store / "predictors" / name
     if not (folder / "README.md").is_file():
         _train(spec, part, checkpoints, score, folder)
-    pushed = ""
-    if spec.push_to:
-        from scdrugmap.predictor.predictor import load_predictor
+    return refused | score | {"packed": True, "why": "", "folder": str(folder.relative_to(spec.store)), "hub": ""}
 
-        pushed = load_predictor(folder).push_to_hub(f"{spec.push_to}/{name}")
-        write_json(folder.with_suffix(".pushed.json"), {"commit": pushed})
-    return refused | score | {"packed": True, "why": "", "folder": str(folder.relative_to(spec.store)), "hub": pushed}
+
+def _pushed(spec: ReproduceSpec, name: str) -> str:
+    """Address of the commit on the hub; a predictor that is there is not pushed again."""
+    from scdrugmap.predictor.predictor import load_predictor
+
+    folder, repo = spec.store / "predictors" / name, f"{spec.push_to}/{name}"
+    record = folder.with_suffix(".pushed.json")
+    known = json.loads(record.read_text()) if record.is_file() else {}
+    if known.get("repo") != repo:
+        predictor = load_predictor(folder)
+        try:
+            known = {"repo": repo, "commit": predictor.push_to_hub(repo)}
+        except ScDrugMapError:
+            raise
+        except Exception as error:  # the hub's client raises what its own client raises
+            text = f"{repo} was not accepted by the hub ({error}). Fix: look at the network, the token and the owner."
+            raise ScDrugMapError(text) from error
+        write_json(record, known)
+    return str(known["commit"])
 
 
 def judged(

@@ -91,7 +91,8 @@ class ReproduceSpec(Spec):
                 parts = [p.strip() if isinstance(p, str) else p for v in given for p in str(v).split(",")]
                 if name == "figures":  # 1b-d is drawn with the rest of figure 1
                     parts = [re.sub(r"(?<=\d)[a-e](-[a-e])?$", "", str(p)) for p in parts]
-                out[name] = list(dict.fromkeys(p for p in parts if p != ""))
+                parts = [p for p in parts if p != ""]
+                out[name] = parts if name == "prices" else list(dict.fromkeys(parts))
         return out
 
     @model_validator(mode="after")

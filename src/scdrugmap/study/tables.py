@@ -77,6 +77,33 @@ def beside_published(table: pd.DataFrame) -> pd.DataFrame:
     return out.fillna({"published_source": "", "published_note": ""})
 
 
+def published_beside(table: pd.DataFrame) -> pd.DataFrame:
+    """Every number that the paper reports, as reported and not reproduced, beside those of this run.
+
+    Parameters
+    ----------
+    table
+        From :func:`scores`.
+
+    Returns
+    -------
+    One row per reported number; the columns ``published`` and ``strict`` are the values of this run under these presets,
+    missing where the run did not make them.
+    """
+    facts = published_scores()
+    facts = facts[facts["figure"] != "7"].rename(columns={"value": REPORTED})
+    keys = ["collection", "setting", "strategy", "by", "category", "model", "metric"]
+    ours = table.assign(model=table["model"].str.replace(f" ({PUBLISHED_PROMPT})", "", regex=False))
+    for preset in ("published", "strict"):
+        # Of several heads the published one is first.
+        rows = ours[ours["preset"] == preset].sort_values("head", key=lambda h: h != "published", kind="stable")
+        values = rows.drop_duplicates(keys).set_index(keys)["value"]
+        facts[preset] = values.reindex(pd.MultiIndex.from_frame(facts[keys])).to_numpy()
+    floor = ours.drop_duplicates(keys[:2] + keys[3:5] + ["metric"]).set_index(keys[:2] + keys[3:5] + ["metric"])
+    places = pd.MultiIndex.from_frame(facts[[*keys[:2], *keys[3:5], "metric"]])
+    return facts.assign(all_sensitive=floor["all_sensitive"].reindex(places).to_numpy()).reset_index(drop=True)
+
+
 def leak(table: pd.DataFrame) -> pd.DataFrame:
     """How much better a model looks on random cells than on whole samples, per category.
 

@@ -33,6 +33,7 @@ def attribute(
     n_steps: int = 20,
     baseline: Any = "auto",
     by: str = "sample",
+    folder: str | Path | None = None,
     layer: str | None = None,
     device: str | None = None,
     mod: str = "rna",
@@ -67,6 +68,9 @@ def attribute(
         cell for networks that read tokens; else the sensitive cells where labels are known, else the mean.
     by
         Column of ``obs`` with the samples; without such a column all cells are one sample.
+    folder
+        Folder in which each block of cells is kept once it is finished: a call that was killed goes on there when it is
+        repeated, with the numbers of one that was not.
     layer
         Layer of the raw counts, if it is another one than at training.
     device
@@ -101,7 +105,8 @@ def attribute(
     Raises
     ------
     InputError
-        If the predictor reads ``obsm``, the method does not fit the head, or the baseline is not known.
+        If the predictor reads ``obsm``, the method does not fit the head, the baseline is not known, or ``folder`` holds
+        attributions of another call.
 
     References
     ----------
@@ -135,7 +140,11 @@ def attribute(
     codes, names = pd.factorize(samples, sort=True)
     with progress(len(rows), "attributing", "cell") as bar:
         means, gap, steps, values = per_sample(
-            _ticked(explainer.blocks(rows), bar), codes, len(names), cells.n_vars, store == "cells"
+            _ticked(explainer.blocks(rows, None if folder is None else Path(folder)), bar),
+            codes,
+            len(names),
+            cells.n_vars,
+            store == "cells",
         )
     short = int((np.abs(gap[np.isfinite(gap)]) > TOLERANCE).sum())
     if short and explainer.used != "gradient_x_input":
@@ -157,6 +166,7 @@ def attribute(
         "samples": np.array(names, dtype=str),
         "unit": "expression" if explainer.dense else "token",
         "incomplete_cells": short,
+        "refined_cells": int((steps > n_steps).sum()),
         "most_steps": int(steps.max(initial=0)),
         "scdrugmap": __version__,
         "representation": trained.representation.label,

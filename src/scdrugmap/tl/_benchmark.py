@@ -19,6 +19,7 @@ from scdrugmap._random import seed_of
 from scdrugmap.evaluation.grid import inputs
 from scdrugmap.evaluation.grid.contenders import Contender, Head
 from scdrugmap.evaluation.grid.grid import make_partitions, run_grid, splits_of
+from scdrugmap.evaluation.grid.work import BLOCK
 from scdrugmap.evaluation.splits.cells import study_card
 from scdrugmap.tl._benchmark_models import Asked
 
@@ -293,14 +294,16 @@ def _warn_unlabelled(y: np.ndarray, label_key: str) -> None:
 
 def _refuse_missing(contenders: Sequence[Contender], y: np.ndarray) -> None:
     """Refuse gaps among the numbers of a cell; a row of NaN alone is a cell without embedding."""
+    rows = np.flatnonzero(y >= 0)
     for c in contenders:
         if c.X is None:
             continue
-        X = c.X[y >= 0]
-        bad = int((~np.isfinite(X).all(axis=1) & ~np.isnan(X).all(axis=1)).sum())
+        # In parts: an embedding may be mapped from a file that is larger than the memory.
+        parts = (c.X[rows[i : i + BLOCK]] for i in range(0, len(rows), BLOCK))
+        bad = sum(int((~np.isfinite(X).all(axis=1) & ~np.isnan(X).all(axis=1)).sum()) for X in parts)
         if bad:
             raise InputError(
-                "models", f"{c.name!r}: NaN or infinite values in {bad} of {len(X)} labelled cells",
+                "models", f"{c.name!r}: NaN or infinite values in {bad} of {len(rows)} labelled cells",
                 "finite numbers, or a row of NaN alone for a cell without embedding", "embed again, or drop these cells.",
             )  # fmt: skip
 

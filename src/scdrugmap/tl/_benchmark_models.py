@@ -20,6 +20,7 @@ from scdrugmap._keys import KEYS, SENSITIVE
 from scdrugmap.evaluation.grid import inputs
 from scdrugmap.evaluation.grid.contenders import Contender, Head, array_contender
 from scdrugmap.heads.adapt import check_adapt
+from scdrugmap.tl._portable import Cells
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -160,15 +161,15 @@ class Asked:
 
     def _tuned(self, model: str, head: Head, options: dict[str, Any]) -> Callable[..., np.ndarray]:
         """Fine-tune on the training cells and predict the test cells, whose labels were removed."""
-        adata, label_key, layer = self.adata, self.label_key, self.layer
-        groups = self.sample_key if self.sample_key in adata.obs else None
+        cells, label_key, layer = Cells(self.adata), self.label_key, self.layer
+        groups = self.sample_key if self.sample_key in self.adata.obs else None
         options, machine = self.machine | renamed(options), self.machine
         lora_options = dict(self.lora_options) or None
 
         def predict(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
             from scdrugmap import tl
 
-            reference, query = _part(adata, train), _part(adata, test, without=label_key)
+            reference, query = _part(cells.adata, train), _part(cells.adata, test, without=label_key)
             predictor = tl.train(
                 reference, model=model, strategy="lora", label_key=label_key, groups=groups, head=head.spec,
                 head_options=dict(head.options), lora_options=lora_options, layer=layer, rng=seed, **options,
@@ -181,12 +182,12 @@ class Asked:
 
     def _prompted(self, model: str, options: dict[str, Any]) -> Callable[..., np.ndarray]:
         """Ask a chat model; the training cells are where its examples come from."""
-        adata, label_key, layer = self.adata, self.label_key, self.layer
+        cells, label_key, layer = Cells(self.adata), self.label_key, self.layer
 
         def predict(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
             from scdrugmap import tl
 
-            reference, query = _part(adata, train), _part(adata, test, without=label_key)
+            reference, query = _part(cells.adata, train), _part(cells.adata, test, without=label_key)
             shots = {"reference": reference, "label_key": label_key} if options.get("n_shots") else {}
             tl.predict_response(query, model=model, strategy="prompt", layer=layer, rng=seed, **shots, **options)
             scores = query.obs[KEYS.response + KEYS.score].to_numpy(dtype=float)

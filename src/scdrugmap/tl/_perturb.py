@@ -136,6 +136,7 @@ def perturb(
         "scdrugmap": __version__,
         "representation": trained.representation.label,
         "edited_cells": int(summary.n_changed),
+        "embedded_cells": int(summary.n_forward),
         "pairs": int(len(names) * edit.adata.n_obs),
     }
     return edit.finish()
@@ -156,11 +157,11 @@ class _Work:
 
     def blocks(self) -> Any:
         """Yield counts and sample of the cells."""
-        from scdrugmap.interpret.perturb import CHUNK
+        from scdrugmap.interpret.edits import rows_per_block
 
-        n, context = self.source.shape[0], self.scorer.context
+        n, context, size = self.source.shape[0], self.scorer.context, rows_per_block(self.scorer)
         if context is None:
-            parts = [np.arange(i, min(i + CHUNK, n)) for i in range(0, n, CHUNK)]
+            parts = [np.arange(i, min(i + size, n)) for i in range(0, n, size)]
         else:
             parts = [np.flatnonzero(context == g) for g in np.unique(context)]
         for rows in parts:
@@ -168,6 +169,7 @@ class _Work:
 
     def run(self, columns: list[np.ndarray], kind: str, limit: int) -> Any:
         """Perturb, unless more is asked for than the limit allows."""
+        from scdrugmap.interpret.edits import edits_of
         from scdrugmap.interpret.perturb import Perturbations, evaluate
 
         perturbations = Perturbations.of(columns, self.n_genes, kind, self.expression.level)
@@ -183,7 +185,7 @@ class _Work:
         with progress(projected, "perturbing", "cell") as bar:
             return evaluate(
                 self.scorer, self.blocks(), perturbations, len(self.names),
-                whole=self.scorer.context is not None, tick=bar.update,
+                whole=self.scorer.context is not None, edits=edits_of(self.scorer), tick=bar.update,
             )  # fmt: skip
 
 

@@ -31,9 +31,9 @@ def check_upload(
     """Run in a process of its own; return ``("accepted", ...)`` or ``("refused", why)``."""
     import logging
 
-    import scdrugmap as sd
+    from scdrugmap.settings import settings as package
 
-    sd.settings.offline = True
+    package.offline = True
     server = Server(settings)
     _confine(settings)
     place = uploads.folder(server, upload_id)

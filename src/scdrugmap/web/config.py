@@ -43,6 +43,7 @@ class ServerSettings(BaseSettings):
     starts_per_minute: int = Field(30, gt=0, description="Uploads and jobs that one address starts.")
     max_active_jobs: int = Field(8, gt=0, description="Jobs of one address that wait or run.")
     quota: float = Field(4, gt=0, description="Disk of one address, in uploads of the largest size.")
+    below_floor: bool = Field(False, description="Show predictors, too, that are not shown to be better than none.")
     demos: bool = Field(True, description="Make the three demo results at the first start.")
 
     @property

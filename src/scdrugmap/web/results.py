@@ -78,13 +78,24 @@ def write_prediction(
         "fraction_ood": float(data.obs[key + KEYS.ood].mean()) if key + KEYS.ood in data.obs else None,
         "calibrated": predictor.calibration is not None, "sample_key": sample_key, "commands": _commands(runs),
         "samples": _rows(tables.get("samples")), "clusters": _rows(tables["clusters"]),
-        "labels": _against_labels(data, key), "card": predictor.card,
+        "labels": _against_labels(data, key), "card": predictor.card, **_trust(data.uns.get(key, {})),
     }  # fmt: skip
     write_json(work / "summary.json", clean(summary), indent=None)
     _figures(files, data, key, layouts[0])
     from scdrugmap.web.render import static_report
 
     write_text(files / "report.html", static_report(clean(summary), files / "map.svg"))
+
+
+def _trust(record: Any) -> dict[str, Any]:
+    """What is said about the query, and about the predictor on groups that it has not seen."""
+    from scdrugmap.trust.worth import statement
+
+    if "shift" not in record:  # a prompted model has no training data
+        return {"query": None, "worth": None}
+    query = {name: str(record["shift"][name]).rstrip(".") for name in ("verdict", "reason")}
+    worth = statement(record["worth"])
+    return {"query": query, "worth": worth[0].upper() + worth[1:]}
 
 
 def write_benchmark(work: Path, result: Any, spec: Any, notes: list[str]) -> None:

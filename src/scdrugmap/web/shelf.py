@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 import re
 import shutil
@@ -9,21 +11,37 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from scdrugmap._errors import InputError
 from scdrugmap._files import atomic_folder
+from scdrugmap.trust.worth import refuse_worthless
 from scdrugmap.web.problems import Problem
 from scdrugmap.web.state import Server
 
+log = logging.getLogger("scdrugmap.web")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 def predictors(server: Server) -> list[dict[str, Any]]:
-    """The predictors on the shelf, with their cards."""
+    """The predictors on the shelf that are worth more than none, with their cards."""
     out = []
     for folder in sorted(server.settings.folder("predictors").iterdir()):
-        if _NAME.fullmatch(folder.name) and (folder / "predictor.json").is_file():
-            card = folder / "README.md"
-            out.append({"name": folder.name, "card": card.read_text() if card.is_file() else ""})
+        if not _NAME.fullmatch(folder.name) or not (folder / "predictor.json").is_file():
+            continue
+        training = json.loads((folder / "predictor.json").read_text()).get("training") or {}
+        try:
+            refuse_worthless(training.get("worth"), force=server.settings.below_floor, where="the shelf")
+        except InputError as error:
+            _tell_once(folder.name, str(error.found))
+            continue
+        card = folder / "README.md"
+        out.append({"name": folder.name, "card": card.read_text() if card.is_file() else ""})
     return out
+
+
+@cache
+def _tell_once(name: str, reason: str) -> None:
+    """Every request reads the shelf; the log hears of it once."""
+    log.warning("%s is not on the shelf: %s (SCDRUGMAP_WEB_BELOW_FLOOR=true shows it)", name, reason)
 
 
 def check_predictor(server: Server, name: Any) -> str:

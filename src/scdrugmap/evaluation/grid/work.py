@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -144,7 +145,9 @@ def fit_transform(contender: Contender, data: Data, train: np.ndarray, rows: np.
     return np.concatenate([np.asarray(model.transform(source[part], genes), dtype=np.float32) for part in parts])
 
 
-def _manifest(task: Task, seed: int, seconds: float) -> dict[str, Any]:
+@lru_cache
+def _versions() -> dict[str, str]:
+    """Versions of what computes; they are read from files, and a grid has thousands of units."""
     from importlib.metadata import PackageNotFoundError, version
 
     from scdrugmap import __version__
@@ -155,8 +158,12 @@ def _manifest(task: Task, seed: int, seconds: float) -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
+    return versions
+
+
+def _manifest(task: Task, seed: int, seconds: float) -> dict[str, Any]:
     return {
-        "versions": versions,
+        "versions": dict(_versions()),
         "representation_sha256": task.contender.digest,
         "partition_sha256": task.partition.hash,
         "heads_sha256": hashlib.sha256("".join(h.digest for h in task.heads).encode()).hexdigest(),

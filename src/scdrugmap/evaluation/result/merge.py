@@ -45,8 +45,8 @@ def merge_results(sources: Sequence[str | os.PathLike[str]], path: str | os.Path
     Parameters
     ----------
     sources
-        Run stores (``store=`` of a benchmark), folders that ``scdrugmap benchmark -o`` or ``to_parquet`` wrote, or
-        folders that this function wrote.
+        Run stores (``store=`` of a benchmark), folders that ``scdrugmap benchmark -o`` or ``to_parquet`` wrote,
+        folders that this function wrote, or stores of ``scdrugmap reproduce``, whose finished benchmarks are taken.
     path
         Folder to write; new or empty, or what an earlier merge left there.
 
@@ -69,7 +69,7 @@ def merge_results(sources: Sequence[str | os.PathLike[str]], path: str | os.Path
     --------
     >>> merge_results(["lab_a/store", "lab_b/store"], "joined")  # doctest: +SKIP
     """
-    target, given = Path(path), [Path(s) for s in sources]
+    target, given = Path(path), [p for s in sources for p in _stores(Path(s))]
     if not given:
         raise InputError("sources", "none", "one folder with results or more", "name the stores to join.")
     _check_target(target, given)
@@ -91,6 +91,13 @@ def merge_results(sources: Sequence[str | os.PathLike[str]], path: str | os.Path
     except OSError as error:
         raise OutputError("path", target, error) from None
     return result
+
+
+def _stores(source: Path) -> list[Path]:
+    """The run stores of a reproduction; another folder is one source."""
+    if not (source / "grid").is_dir():
+        return [source]
+    return sorted(p for p in (source / "grid").iterdir() if (p / "result" / "result.json").is_file())
 
 
 def _check_target(target: Path, sources: Sequence[Path]) -> None:

@@ -144,7 +144,7 @@ def default_figures(result: Results, metrics: Sequence[str]) -> list[Figure]:
 
 def _bars(result: Results, metric: str, *, ax: Axes, named: bool = True) -> None:
     """Draw bars, or rows on a longer page; one legend serves the metrics of one way of splitting."""
-    table = _axes.scores(result, metric, "cell", None, n_resamples=0)
+    table = _axes.scores(result, metric, "cell", None)  # what the bars need as well: it is computed once
     n_places, n_labels = table["place"].nunique(), table["label"].nunique()
     if _axes.many(n_places, n_labels):
         ax.get_figure(root=True).set_size_inches(8, _axes.rows_height(n_places, n_labels))  # type: ignore[union-attr]

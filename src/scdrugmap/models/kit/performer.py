@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self, cast
+from typing import ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -89,6 +89,9 @@ class PerformerBlock(nn.Module):
     computes the block again, group of cells by group of cells. Either way memory grows with
     ``cells x positions x dim`` alone.
     """
+
+    #: Gradient checkpointing would compute the block a third time.
+    keeps_input_alone: ClassVar[bool] = True
 
     def __init__(self, dim: int, heads: int, head_dim: int, features: int, hidden: int) -> None:
         super().__init__()

@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+#: Of the positions of some sequences, ``(n, heads, length, width)`` each.
+KeysValues = tuple[Tensor, Tensor]
+
 
 class SelfAttention(nn.Module):
     """Softmax attention with separate projections, so that adapters on each of them are called.
@@ -56,6 +59,25 @@ class SelfAttention(nn.Module):
             q, k, v, attn_mask=bias, dropout_p=self.dropout if self.training else 0.0, is_causal=self.causal
         )
         return self.out_proj(y.transpose(1, 2).flatten(2))  # (cells, rows, heads * width)
+
+    def resume(self, x: Tensor, past: KeysValues | None = None) -> tuple[Tensor, KeysValues]:
+        """Attend causally from positions that follow others; also returns the keys and values of these positions.
+
+        Parameters
+        ----------
+        x
+            ``(n, length, dim)``.
+        past
+            Keys and values, ``(n, heads, before, width)`` each, of the positions before the first of ``x``.
+        """
+        q, k, v = self._split(self.q_proj(x)), self._split(self.k_proj(x)), self._split(self.v_proj(x))
+        if past is None:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            every, values = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+            seen = torch.ones(q.shape[2], every.shape[2], dtype=torch.bool, device=x.device).tril(past[0].shape[2])
+            y = F.scaled_dot_product_attention(q, every, values, attn_mask=seen)
+        return self.out_proj(y.transpose(1, 2).flatten(2)), (k, v)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
