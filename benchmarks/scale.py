@@ -52,7 +52,9 @@ def main() -> None:
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = tiny_tgpt(args.folder / "tgpt", args.genes)
+    checkpoint = args.folder / "tgpt"
+    if "tgpt" in args.steps and not (checkpoint / "tokenizer.json").exists():
+        tiny_tgpt(checkpoint, args.genes)
     print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}", flush=True)
     rows = []
     for n in args.cells:
@@ -135,7 +137,7 @@ def report(rows: list[tuple[str, int, float, float]], cells: list[int]) -> None:
         print(f"| {step} | " + " | ".join(values) + f" | {slope} |")
 
 
-def tiny_tgpt(folder: Path, n_genes: int) -> Path:
+def tiny_tgpt(folder: Path, n_genes: int) -> None:
     """Write a tGPT of two layers and random weights in its official layout."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -154,7 +156,6 @@ def tiny_tgpt(folder: Path, n_genes: int) -> Path:
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class EmbeddingStore:
     chunks: Any = None
 
     @classmethod
-    def open(cls, path: Path, shape: tuple[int, int], block: int, fingerprint: str) -> EmbeddingStore:
+    def open(cls, path: str | Path, shape: tuple[int, int], block: int, fingerprint: str) -> EmbeddingStore:
         """Open a store, or begin one.
 
         Raises
@@ -42,6 +42,7 @@ class EmbeddingStore:
         InputError
             If the folder belongs to a run with other arguments.
         """
+        path = Path(path)
         try:
             group: Any = zarr.open_group(path, mode="a")
             attributes = dict(group.attrs)
