@@ -43,7 +43,7 @@ def answer(folder: Path) -> None:
 
 
 def cells(folder: Path) -> None:
-    from scdrugmap.datasets._simulate_write import write_h5ad
+    from scdrugmap._disk_write import write_h5ad
 
     blocks = [sparse.csr_matrix(np.eye(3, dtype=np.float32))]
     names = pd.DataFrame(index=["a", "b", "c"])
@@ -139,7 +139,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, w
 
 
 def test_a_half_written_study_leaves_nothing(tmp_path):
-    from scdrugmap.datasets._simulate_write import write_h5ad
+    from scdrugmap._disk_write import write_h5ad
     from scdrugmap.datasets.loaders._store import CsrStore
 
     names = pd.DataFrame(index=["a", "b", "c"])

@@ -30,7 +30,7 @@ ORDER = [
     ("genes",),
     ("download",),
     ("spec",),
-    ("_anndata", "_labels", "_cohort"),
+    ("_disk", "_disk_write", "_anndata", "_labels", "_cohort"),
     ("models/kit",),
     ("models",),
     ("embedding",),

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from anndata.io import sparse_dataset
 from scipy import sparse
 
+from scdrugmap._disk import DiskCounts, FileCounts, is_collection, open_cells
 from scdrugmap._errors import InputError, InputTypeError, MissingKeyError, ScDrugMapWarning
 from scdrugmap.genes.features import TYPE_COLUMNS, feature_kinds
 from scdrugmap.genes.identifiers import Genes, reads_as
@@ -45,7 +47,7 @@ def resolve(data: Any, *, mod: str = "rna", argument: str = "adata") -> AnnData:
     Parameters
     ----------
     data
-        An AnnData, or a MuData with the modality ``mod``.
+        An AnnData, a MuData with the modality ``mod``, or an AnnCollection, which is read as one AnnData.
     mod
         Modality of a MuData; ignored for an AnnData.
     argument
@@ -54,12 +56,14 @@ def resolve(data: Any, *, mod: str = "rna", argument: str = "adata") -> AnnData:
     Raises
     ------
     InputTypeError
-        ``data`` is neither.
+        ``data`` is none of these.
     MissingKeyError
         The MuData has no such modality.
     """
     if isinstance(data, AnnData):
         return data
+    if is_collection(data):
+        return open_cells(data, argument)
     if is_mudata(data):
         if mod not in data.mod:
             raise MissingKeyError(
@@ -165,6 +169,11 @@ def edit(data: Any, *, copy: bool = False, mod: str = "rna", argument: str = "ad
     InputError
         ``copy=True`` for an object that is backed by a file, or a part of such an object, which cannot take results.
     """
+    if is_collection(data):
+        raise InputError(
+            argument, "an AnnCollection, into which no result can be written", "an AnnData",
+            f"open it as one: {argument} = sd.datasets.load({argument}, backed=True).",
+        )  # fmt: skip
     adata = resolve(data, mod=mod, argument=argument)
     if not copy:
         if adata.isbacked and adata.is_view:
@@ -175,7 +184,7 @@ def edit(data: Any, *, copy: bool = False, mod: str = "rna", argument: str = "ad
                 f"load it first: {argument} = {argument}.to_memory().",
             )
         return Edit(data, adata, mod, copied=False)
-    if adata.isbacked:
+    if adata.isbacked or isinstance(adata.X, DiskCounts):
         raise InputError(
             "copy",
             True,
@@ -308,6 +317,11 @@ def _matrix(adata: AnnData, layer: str | None) -> Any:
 
 def _whole(X: Any, name: str) -> Any:
     """Return a matrix whose parts fit together; anndata reads what a torn file holds without a look at it."""
+    if isinstance(X, DiskCounts):
+        for part in X.parts:
+            if isinstance(part, FileCounts) and part.format != "dense":
+                _whole(sparse_dataset(part.place), name)
+        return X
     parts = X if sparse.issparse(X) else getattr(X, "group", None)
     if parts is None or getattr(X, "format", "") not in ("csr", "csc"):
         return X
@@ -315,11 +329,13 @@ def _whole(X: Any, name: str) -> Any:
         (X.data, X.indices, X.indptr) if sparse.issparse(X) else (parts["data"], parts["indices"], parts["indptr"])
     )
     n = X.shape[0 if X.format == "csr" else 1]
-    if len(indptr) == n + 1 and int(indptr[0]) == 0 and int(indptr[-1]) == len(data) == len(indices):
+    n_data, n_indices, n_lines = (int(a.shape[0]) for a in (data, indices, indptr))
+    if n_lines == n + 1 and int(indptr[0]) == 0 and int(indptr[n_lines - 1]) == n_data == n_indices:
         return X
-    expected = f"{int(indptr[-1]) if len(indptr) else 0} values in {n} {'rows' if X.format == 'csr' else 'columns'}"
+    lines = "rows" if X.format == "csr" else "columns"
+    expected = f"{int(indptr[n_lines - 1]) if n_lines else 0} values in {n} {lines}"
     raise InputError(
-        name, f"{len(data)} values at {len(indices)} places, {len(indptr) - 1} of {n} lines", expected,
+        name, f"{n_data} values at {n_indices} places, {n_lines - 1} of {n} lines", expected,
         "copy or download the file again: it is cut off or damaged.",
     )  # fmt: skip
 

@@ -150,7 +150,9 @@ class FileSpec(Spec):
     tool: ClassVar[str] = ""
     endings: ClassVar[tuple[str, ...]] = ()
 
-    input: Path = option(..., "data", "AnnData (.h5ad) or MuData (.h5mu) file with raw counts.")
+    input: Path = option(
+        ..., "data", "AnnData (.h5ad) or MuData (.h5mu) file with raw counts, zarr store, or folder of .h5ad files."
+    )
     output: Path = option(..., "output", "File or folder to write.", flag=["--output", "-o"])
     mod: str = option("rna", "data", "Modality of a MuData.")
 
@@ -170,7 +172,7 @@ class EmbedSpec(RunSpec):
     """Embed cells with one or several models."""
 
     tool: ClassVar[str] = "tl.embed"
-    endings: ClassVar[tuple[str, ...]] = (".h5ad", ".h5mu")
+    endings: ClassVar[tuple[str, ...]] = (".h5ad", ".h5mu", ".zarr")
 
     model: list[str] = option(..., "model", "Model; repeat it for several.", min_length=1, flag=["--model", "-m"])
     checkpoint: Path | None = option(None, "model", "Official checkpoint: folder, file or registry variant.")
@@ -238,7 +240,7 @@ class PredictSpec(_Trained):
     """Predict the response of each cell, with a saved predictor or after training on a reference."""
 
     tool: ClassVar[str] = "tl.predict_response"
-    endings: ClassVar[tuple[str, ...]] = (".h5ad", ".h5mu", ".csv", ".parquet")
+    endings: ClassVar[tuple[str, ...]] = (".h5ad", ".h5mu", ".zarr", ".csv", ".parquet")
 
     overwrite: bool = option(False, "output", "Let the output replace the input.")
     predictor: Path | None = option(None, "model", "Folder of a saved predictor.", flag=["--predictor", "-p"])

@@ -90,7 +90,12 @@ def test_fitted_baselines_learn_from_training_cells_only(run, cohort, monkeypatc
     adata = cohort()
     seen = []
     fit = PCA.fit
-    monkeypatch.setattr(PCA, "fit", lambda self, X, genes, **kw: seen.append(X.toarray()) or fit(self, X, genes, **kw))
+
+    def spied(self, X, genes, **kw):
+        seen.append(X[slice(None)].toarray())
+        return fit(self, X, genes, **kw)
+
+    monkeypatch.setattr(PCA, "fit", spied)
     result = run(adata, models="X_log", baselines=["pca"])
     rows = {r.tobytes(): i for i, r in enumerate(adata.X)}
     trained = [sorted(rows[r.tobytes()] for r in X) for X in seen]

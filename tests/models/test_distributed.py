@@ -363,3 +363,58 @@ def test_cluster_that_loses_a_worker_gives_the_serial_numbers(checkpoint, tmp_pa
     assert len(starts.read_text().split()) > 12
     assert sorted(loads.read_text().split()) == sorted(before)
     same(adata.obsm["X_tgpt"], expected)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL here")
+@pytest.mark.parametrize("place", ["cells.h5ad", "cells.zarr"])
+def test_workers_read_files_for_themselves_and_one_may_die(checkpoint, tmp_path, monkeypatch, place):
+    from scdrugmap._disk import FileCounts, open_cells
+
+    model, (_, genes) = TGPT.from_checkpoint(checkpoint), example_cells(N)
+    expected = np.asarray(embed_counts(model, CountSource(cells(None).X), genes, Engine("cpu"), block_size=5).values)
+    (cells(None).write_zarr if place.endswith("zarr") else cells(None).write_h5ad)(tmp_path / place)
+    starts = tmp_path / "starts"
+    starts.touch()
+
+    def slow_reads():
+        from scdrugmap._disk import FileCounts
+
+        read = FileCounts.__getitem__
+
+        def slow(self, rows):
+            with starts.open("a") as log:
+                log.write(f"{os.getpid()}\n")
+            time.sleep(0.3)
+            return read(self, rows)
+
+        FileCounts.__getitem__ = slow
+
+    def refused(self, rows):
+        raise AssertionError("counts moved through the caller")
+
+    killed = []
+
+    def kill_half_way():
+        while len(starts.read_text().split()) < 18:  # the digests take twelve
+            time.sleep(0.02)
+        killed.append(starts.read_text().split()[-1])
+        os.kill(int(killed[0]), signal.SIGKILL)
+
+    with (
+        dask_distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        dask_distributed.Client(cluster) as client,
+    ):
+        before = {str(pid) for pid in client.run(os.getpid).values()}
+        client.run(slow_reads)
+        source = CountSource(open_cells(tmp_path / place).X)
+        monkeypatch.setattr(FileCounts, "__getitem__", refused)
+        killer = threading.Thread(target=kill_half_way, daemon=True)
+        killer.start()
+        origin = engine.Origin(checkpoint, {})
+        store = Engine("cpu", store=tmp_path / "store")
+        found = embed_counts(model, source, genes, store, block_size=5, origin=origin)
+        killer.join(10)
+    assert killed and killed[0] in before and str(os.getpid()) not in starts.read_text().split()
+    same(np.asarray(found.values), expected)

@@ -99,7 +99,7 @@ def demo(
 
 @app.command(rich_help_panel=CELLS)
 def check(
-    input: Annotated[Path, typer.Argument(help="Cells: .h5ad or .h5mu.")],
+    input: Annotated[Path, typer.Argument(help="Cells: .h5ad, .h5mu, .zarr, or a folder of .h5ad files.")],
     layer: Annotated[str | None, typer.Option(help="Layer with raw counts (default: X).")] = None,
     mod: Annotated[str, typer.Option(help="Modality of a MuData.")] = "rna",
     label_key: Annotated[str, typer.Option(help="Column of obs with the labels.")] = "response",
@@ -111,9 +111,9 @@ def check(
     """
     import scdrugmap as sd
     from scdrugmap.cli._console import print_json
-    from scdrugmap.cli._io import read_cells
+    from scdrugmap.cli._io import open_cells
 
-    report = sd.pp.check(read_cells(input), layer=layer, label_key=label_key, mod=mod)
+    report = sd.pp.check(open_cells(input), layer=layer, label_key=label_key, mod=mod)
     if json:
         print_json(**report.to_dict())
     else:

@@ -13,7 +13,7 @@ from scdrugmap._errors import InputError, SpecError
 from scdrugmap._files import write_text
 from scdrugmap.cli._console import console, print_json, print_table, progress
 from scdrugmap.cli._exit import PARTLY
-from scdrugmap.cli._io import check_kind, check_writable, read_cells, write_cells, write_frame
+from scdrugmap.cli._io import CELLS, check_kind, check_writable, open_cells, read_cells, write_cells, write_frame
 from scdrugmap.cli._overwrite import refuse_own_input
 from scdrugmap.spec import BenchmarkSpec, ExplainSpec, PredictSpec, RunSpec, TrainSpec, extra_of
 
@@ -31,7 +31,7 @@ def run(spec: RunSpec, as_json: bool = False) -> None:
         Print what was written as JSON.
     """
     _check(spec)
-    cells = read_cells(spec.input)
+    cells = read_cells(spec.input) if isinstance(spec, ExplainSpec) else open_cells(spec.input)
     check_kind(cells, spec.output)
     if isinstance(spec, ExplainSpec):
         from scdrugmap.cli._explain import explain
@@ -67,7 +67,7 @@ def _call(spec: RunSpec, cells: Any, *, quiet: bool) -> tuple[RunSpec, Any]:
     given = spec.arguments(function)
     for field, about in type(spec).model_fields.items():
         if extra_of(about).get("reads") == "cells" and field in given:
-            given[field] = read_cells(given[field])
+            given[field] = open_cells(given[field])
     with contextlib.ExitStack() as stack:
         if "on_unit" in inspect.signature(function).parameters and not quiet:
             from scdrugmap.cli._live import LiveScores
@@ -102,7 +102,7 @@ def _write_annotated(spec: RunSpec, cells: Any, as_json: bool) -> None:
         said |= _trust_of(spec, cells)
         if spec.output.suffix in (".csv", ".parquet"):
             said |= _write_tables(spec, cells, obs)
-    if spec.output.suffix in (".h5ad", ".h5mu"):
+    if spec.output.suffix in CELLS:
         cells.uns[RUN] = spec.to_yaml()
         write_cells(cells, spec.output)
     if as_json:

@@ -265,7 +265,7 @@ def _to_disk(path: Path, cells: _Cells, var: pd.DataFrame, uns: dict[str, Any]) 
     """Write the blocks as they come, and open the file."""
     import anndata
 
-    from scdrugmap.datasets._simulate_write import write_h5ad
+    from scdrugmap._disk_write import write_h5ad
 
     write_h5ad(path, cells.counts(), cells.obs, var, uns)
     return anndata.read_h5ad(path, backed="r")

@@ -12,7 +12,7 @@ from scdrugmap import _anndata
 from scdrugmap._cohort import read_batch, read_context
 from scdrugmap._errors import InputError
 from scdrugmap._keys import KEYS
-from scdrugmap.embedding.source import CountSource
+from scdrugmap.embedding.source import CountSource, source_of
 from scdrugmap.genes.identifiers import Genes
 from scdrugmap.models.base import FittedModel, Model
 from scdrugmap.models.kit.values import check_values, whole
@@ -51,7 +51,7 @@ class Cells:
     @property
     def source(self) -> CountSource:
         """The counts as rows to read."""
-        return CountSource(self.X)
+        return source_of(self.X)
 
     def take(self, rows: np.ndarray) -> Self:
         """Return some cells; an embedding of all of them is not one of these."""
@@ -61,7 +61,7 @@ class Cells:
         parts: dict[str, Any] = {
             n: None if getattr(self, n) is None else getattr(self, n)[rows] for n in ("context", "batch")
         }
-        X = source.X[rows] if source.is_dask else source[rows]
+        X = source.X[rows] if source.is_dask else source.take(rows)
         return replace(self, X=X, lying=None, content="", **parts)
 
 

@@ -1,4 +1,4 @@
-"""Runs on a cluster: each chunk of a dask array is one task, and a worker process loads the model once.
+"""Runs on a cluster: each chunk of a dask array, or some rows of a file, is one task; a process loads the model once.
 
 Workers get a description of the model (class, checkpoint, options) and load it from the files that they see; a model
 that exists only in the caller's memory travels with its state. A worker that dies takes no result along: dask hands
@@ -21,7 +21,7 @@ import torch
 from scdrugmap._device import Engine
 from scdrugmap._errors import CheckpointError, InputError
 from scdrugmap.embedding.runner import BLOCK, LocalRun, Run, Work, block_digest, resolved
-from scdrugmap.embedding.source import CountSource
+from scdrugmap.embedding.source import CountSource, source_of
 
 if TYPE_CHECKING:
     from scdrugmap.embedding.store import EmbeddingStore
@@ -147,7 +147,7 @@ class ClusterRun(Run):
     origin
         How the model was loaded; ``None`` sends the model itself.
     model, source, alignment, engine, block_size
-        As in :class:`scdrugmap.embedding.runner.Run`; ``source`` is a dask array.
+        As in :class:`scdrugmap.embedding.runner.Run`; ``source`` is a dask array, or files that the workers see.
 
     Raises
     ------
@@ -177,14 +177,12 @@ class ClusterRun(Run):
 
         Tasks are the chunks of the array, or the blocks of the engine where a store or a recipe needs those.
         """
-        size, X = self.rows_per_block, self.source.X
-        fixed = self.model.block_multiple > 1 or store is not None
-        X = X.rechunk({0: size, 1: -1} if fixed else {1: -1})
-        starts = np.concatenate([[0], np.cumsum(X.chunks[0])]).astype(int)
-        marks = [b""] * len(X.chunks[0]) if store is None else [bytes(m) for m in np.asarray(store.done[:])]
-        arguments = [(chunk, int(starts[i]), marks[i]) for i, chunk in enumerate(X.to_delayed().ravel())]
+        size = self.rows_per_block
+        pieces = self._pieces(size if self.model.block_multiple > 1 or store is not None else None)
+        marks = [b""] * len(pieces) if store is None else [bytes(m) for m in np.asarray(store.done[:])]
+        arguments = [(piece, first, mark) for (piece, first, _), mark in zip(pieces, marks, strict=True)]
         for i, (part, mark, done) in self._run(embed_chunk, arguments, self.job(self.survey())):
-            first, rows = int(starts[i]), int(X.chunks[0][i])
+            _, first, rows = pieces[i]
             if part is None:
                 self.work.n_resumed += rows
             elif store is not None:
@@ -194,18 +192,20 @@ class ClusterRun(Run):
 
     def grouped(self, context: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield ``(rows, values)`` group by group: cells that see each other are one task."""
-        X = self.source.X
-        codes = np.zeros(X.shape[0], dtype=int) if context is None else np.unique(context, return_inverse=True)[1]
+        X, n = self.source.X, self.source.shape[0]
+        codes = np.zeros(n, dtype=int) if context is None else np.unique(context, return_inverse=True)[1]
         members = [np.flatnonzero(codes == code) for code in range(codes.max(initial=-1) + 1)]
-        arguments = [(X[rows].rechunk(-1).to_delayed().ravel()[0],) for rows in members]
+        if self.source.is_dask:
+            arguments = [(X[rows].rechunk(-1).to_delayed().ravel()[0],) for rows in members]
+        else:
+            arguments = [(self.source.take(rows),) for rows in members]
         for i, (part, done) in self._run(embed_group, arguments, self.job()):
             self.work.add(done)
             yield members[i], part
 
     def content_key(self, context: np.ndarray | None) -> str:
         """Digest of everything that decides the values, with the counts read by the workers."""
-        chunks = self.source.X.rechunk({1: -1})
-        arguments = [(chunk,) for chunk in chunks.to_delayed().ravel()]
+        arguments = [(piece,) for piece, _, _ in self._pieces(None)]
         digests = dict(self._run(_digest, arguments))
         whole = hashlib.sha256(self.fingerprint().encode())
         for i in range(len(arguments)):
@@ -213,6 +213,17 @@ class ClusterRun(Run):
         if context is not None:
             whole.update(np.unique(context, return_inverse=True)[1].astype(np.int64).data)
         return whole.hexdigest()
+
+    def _pieces(self, size: int | None) -> list[tuple[Any, int, int]]:
+        """What each task reads, its first row and its number of rows: chunks of an array, or rows of a file by its path."""
+        n = self.source.shape[0]
+        if not self.source.is_dask:
+            step = size or self.rows_per_block
+            ranges = [(first, min(first + step, n)) for first in range(0, n, step)]
+            return [(self.source.take(np.arange(first, stop)), first, stop - first) for first, stop in ranges]
+        X = self.source.X.rechunk({0: size, 1: -1} if size is not None else {1: -1})
+        starts = np.concatenate([[0], np.cumsum(X.chunks[0])]).astype(int)
+        return [(chunk, int(starts[i]), int(X.chunks[0][i])) for i, chunk in enumerate(X.to_delayed().ravel())]
 
     def _run(self, function: Any, arguments: list[tuple[Any, ...]], *shared: Any) -> Iterator[tuple[int, Any]]:
         """Yield ``(position, result)`` in the order in which tasks end."""
@@ -244,7 +255,7 @@ def embed_chunk(X: Any, first: int, mark: bytes, job: Job) -> tuple[np.ndarray |
 
     The values are ``None`` where ``mark`` says that the caller has those of these very counts.
     """
-    source = CountSource(X)
+    source = source_of(X)
     digest = b""
     if mark:
         digest = block_digest(source[slice(0, source.shape[0])])
@@ -257,7 +268,7 @@ def embed_chunk(X: Any, first: int, mark: bytes, job: Job) -> tuple[np.ndarray |
 
 def embed_group(X: Any, job: Job) -> tuple[np.ndarray, Work]:
     """Embed one group of cells that see each other on a worker."""
-    with _running(CountSource(X), job) as runner:
+    with _running(source_of(X), job) as runner:
         parts = [part for _, part in runner.grouped(None)]
     return np.concatenate(parts), runner.finished()
 
@@ -304,7 +315,7 @@ def _digest(X: Any) -> bytes:
     """SHA-256 of a chunk."""
     from scdrugmap.embedding.runner import block_digest
 
-    source = CountSource(X)
+    source = source_of(X)
     return block_digest(source[slice(0, source.shape[0])])
 
 

@@ -6,6 +6,8 @@ or on a cluster.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from scdrugmap import __version__
 from scdrugmap._device import Engine
 from scdrugmap._keys import KEYS
 from scdrugmap._logging import progress, warn
@@ -20,7 +23,7 @@ from scdrugmap.embedding import cache as finished
 from scdrugmap.embedding.cells import Cells
 from scdrugmap.embedding.client import active_client
 from scdrugmap.embedding.cluster import ClusterRun, Origin
-from scdrugmap.embedding.runner import BLOCK, LocalRun, Run, Work, no_known_gene
+from scdrugmap.embedding.runner import BLOCK, LocalRun, Run, Work, block_digest, no_known_gene
 from scdrugmap.embedding.source import CountSource
 from scdrugmap.embedding.store import EmbeddingStore
 from scdrugmap.genes.identifiers import Genes
@@ -96,7 +99,7 @@ def embed_cells(
 
     Returns
     -------
-    The embedding, in memory.
+    The embedding; with a store, its values are mapped from there.
 
     Raises
     ------
@@ -106,7 +109,7 @@ def embed_cells(
     from scdrugmap.settings import settings
 
     if isinstance(model, FittedModel):
-        projected = _transformed(model, cells if rows is None else cells.take(rows))
+        projected = _transformed(model, cells if rows is None else cells.take(rows), _own_store(engine, model))
         _warn_about(projected, model)
         return projected
     if model.card.context == "group" and cells.context is None:
@@ -121,14 +124,36 @@ def embed_cells(
             model,
             cells.source,
             cells.genes,
-            engine if engine.store is None else replace(engine, store=engine.store / model.card.key),
+            _own_store(engine, model),
             context=cells.context,
             cache=settings.cache_dir / "embeddings" if settings.embedding_cache else None,
             lying=None if cells.lying is None else (cells.content, cells.lying),
             origin=origin,
         )
     _warn_about(found, model)
-    return replace(found, values=np.asarray(found.values[:]))
+    return replace(found, values=np.asarray(found.values))
+
+
+def fit_model(model: FittedModel, source: CountSource, genes: Genes, batch: np.ndarray | None = None) -> None:
+    """Fit a baseline on rows of counts, which are read block by block where the model can.
+
+    Parameters
+    ----------
+    model
+        The baseline.
+    source
+        Training cells.
+    genes
+        Identifiers of the columns.
+    batch
+        Label of each cell, for models that look at it.
+    """
+    model.fit(source if model.streams else source[slice(0, source.shape[0])], genes, batch=batch)
+
+
+def _own_store(engine: Engine, model: Model) -> Engine:
+    """Each model has a folder of its own."""
+    return engine if engine.store is None else replace(engine, store=engine.store / model.card.key)
 
 
 def embed_counts(
@@ -145,7 +170,8 @@ def embed_counts(
 ) -> Embedding:
     """Embed every row of a count matrix.
 
-    A dask array is embedded on the workers, one chunk per task, while a ``dask.distributed`` client is active.
+    While a ``dask.distributed`` client is active, a dask array is embedded on the workers, one chunk per task, and so
+    are counts in files, which the workers read for themselves.
 
     Parameters
     ----------
@@ -196,22 +222,27 @@ def embed_counts(
     with progress(source.shape[0], model.card.name, "cell", show=engine.progress) as bar:
         for rows, part in run.grouped(context) if isinstance(model, GroupModel) else run.blocks(store):
             # What a block's store holds already is not computed, and what it computes the store writes.
-            if part is not None and (store is None or isinstance(model, GroupModel)):
-                values[rows] = part
-            usable[rows] = _usable(values[rows])
+            if part is None:
+                usable[rows] = _usable(values[rows] if store is None else store.values[rows])
+            else:
+                usable[rows] = _usable(part)
+                if store is None:
+                    values[rows] = part
+                elif isinstance(model, GroupModel):
+                    store.put(rows, part)
             bar.update(int(usable[rows].size))
     work = run.work
     work.seconds, work.n_cells, work.n_empty = time.perf_counter() - start, len(usable), int((~usable).sum())
     work.token_budget = work.token_budget or run.budget.tokens
     if cached is not None:
         finished.save(cached, key, values, model=model.card.name)
-    return _embedding(run, values, usable, key)
+    return _embedding(run, values if store is None else store.values, usable, key)
 
 
 def begin(
     model: NetworkModel, source: CountSource, genes: Genes, engine: Engine, block_size: int, origin: Origin | None
 ) -> Run:
-    """Choose where a run computes: on the workers for a dask array while a client is active, else here.
+    """Choose where a run computes: on the workers for a dask array or a file while a client is active, else here.
 
     Raises
     ------
@@ -221,7 +252,7 @@ def begin(
     alignment = model.align(genes)
     if len(alignment.ids) == 0:
         raise no_known_gene(model, genes)
-    client = active_client() if source.is_dask else None
+    client = active_client() if source.is_dask or source.travels else None
     if client is not None and model.sequential:
         warn(
             f"{model.card.name} with these options draws from one stream over the cells in file order: "
@@ -267,15 +298,38 @@ def _part_of_lying(
     return _embedding(run, values, _usable(values), cells.content)
 
 
-def _transformed(model: FittedModel, cells: Cells) -> Embedding:
+def _transformed(model: FittedModel, cells: Cells, engine: Engine) -> Embedding:
     """Project cells on what was fitted; one without any count lies nowhere."""
-    parts = []
-    for _, X in cells.source.blocks(BLOCK):
-        values = model.transform(X, cells.genes).astype(np.float32)
-        values[np.asarray(X.sum(axis=1)).ravel() == 0] = np.nan
-        parts.append(values)
-    values = np.concatenate(parts)
-    return Embedding(values, _usable(values))
+    source, store, values = cells.source, None, np.empty((0, 0), dtype=np.float32)
+    usable = np.ones(source.shape[0], dtype=bool)
+    for block, (first, X) in enumerate(source.blocks(BLOCK)):
+        rows, mark = slice(first, first + X.shape[0]), b"" if engine.store is None else block_digest(X)
+        if store is not None and store.holds(block, mark):
+            usable[rows] = _usable(store.values[rows])
+            continue
+        part = model.transform(X, cells.genes).astype(np.float32, copy=False)
+        part[np.asarray(X.sum(axis=1)).ravel() == 0] = np.nan
+        usable[rows] = _usable(part)
+        if block == 0:
+            shape = (source.shape[0], part.shape[1])
+            if engine.store is None:
+                values = np.empty(shape, dtype=np.float32)
+            else:
+                store = EmbeddingStore.open(engine.store, shape, BLOCK, _fingerprint(model, cells.genes))
+        if store is None:
+            values[rows] = part
+        else:
+            store.write(block, first, part, mark)
+    return Embedding(values if store is None else np.asarray(store.values), usable)
+
+
+def _fingerprint(model: FittedModel, genes: Genes) -> str:
+    """Everything but the cells that decides what a fitted model says of them."""
+    digest = hashlib.sha256("\n".join(map(str, genes.names)).encode())
+    for name, array in sorted(model.state().items()):
+        digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+    parts = {"version": __version__, "model": model.card.key, "options": model.options.model_dump(mode="json")}
+    return json.dumps(parts | {"state": digest.hexdigest()}, sort_keys=True, default=str)
 
 
 def _warn_about(found: Embedding, model: Model) -> None:

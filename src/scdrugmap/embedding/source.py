@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 import numpy as np
 from scipy import sparse
 
 from scdrugmap._anndata import Columns
+from scdrugmap._disk import DiskCounts, FileCounts
 from scdrugmap._errors import InputTypeError
 
 #: Types whose every value float32 holds exactly; wider ones become float64.
@@ -37,8 +39,11 @@ class CountSource:
 
     def __init__(self, X: Any) -> None:
         self.columns: np.ndarray | None = None
+        self.rows: np.ndarray | None = None
         if isinstance(X, Columns):
             X, self.columns = X.matrix, X.columns
+        if isinstance(X, DiskCounts) and len(X.parts) == 1 and X.columns[0] is None:
+            X = X.parts[0]
         if hasattr(X, "iloc"):
             X = X.to_numpy()
         if not hasattr(X, "shape") or len(X.shape) != 2:
@@ -46,18 +51,36 @@ class CountSource:
         self.is_dask = type(X).__module__.startswith("dask.")
         if sparse.issparse(X) and X.format != "csr":
             X = X.tocsr()
+        X = FileCounts.of(X) or X
         self.X = X
         n_columns = X.shape[1] if self.columns is None else len(self.columns)
         self.shape: tuple[int, int] = (int(X.shape[0]), int(n_columns))
 
+    @property
+    def travels(self) -> bool:
+        """Whether another process can read the counts for itself, from the files that they are in."""
+        parts = self.X.parts if isinstance(self.X, DiskCounts) else [self.X]
+        return all(isinstance(part, FileCounts) for part in parts)
+
     def __getitem__(self, rows: slice | np.ndarray) -> sparse.csr_matrix:
         """Return some rows, in the order asked for."""
+        if self.rows is not None:
+            rows = self.rows[rows]
+            if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
+                rows = slice(int(rows[0]), int(rows[-1]) + 1)
         if isinstance(rows, slice) or sparse.issparse(self.X) or isinstance(self.X, np.ndarray):
             return self._read(rows)
         # Files and zarr arrays want ascending distinct indices.
         wanted, inverse = np.unique(rows, return_inverse=True)
         block = self._read(wanted)
         return block[inverse]
+
+    def take(self, rows: np.ndarray) -> Self:
+        """Return some rows as a source of their own; nothing is read yet."""
+        out = copy(self)
+        out.rows = np.asarray(rows if self.rows is None else self.rows[rows])
+        out.shape = (len(out.rows), self.shape[1])
+        return out
 
     def blocks(self, size: int, start: int = 0) -> Iterator[tuple[int, sparse.csr_matrix]]:
         """Yield ``(first row, rows)`` for consecutive blocks."""
@@ -70,6 +93,11 @@ class CountSource:
             block = block.compute()
         block = canonical(block)
         return block if self.columns is None else canonical(block[:, self.columns])
+
+
+def source_of(X: Any) -> CountSource:
+    """Return counts as a source; one that is a source already stays as it is."""
+    return X if isinstance(X, CountSource) else CountSource(X)
 
 
 def canonical(block: Any) -> sparse.csr_matrix:

@@ -213,10 +213,12 @@ class FittedModel(Model):
 
     #: Whether :meth:`fit` looks at ``batch``.
     uses_batch: ClassVar[bool] = False
+    #: Whether :meth:`fit` also takes rows that it reads block by block (``X.shape`` and ``X.blocks(size)``).
+    streams: ClassVar[bool] = False
 
     @abstractmethod
-    def fit(self, X: sparse.csr_matrix, genes: Genes, *, batch: np.ndarray | None = None) -> Self:
-        """Learn from training cells only; ``X`` holds raw counts."""
+    def fit(self, X: Any, genes: Genes, *, batch: np.ndarray | None = None) -> Self:
+        """Learn from training cells only; ``X`` holds raw counts as CSR, or as rows where the model ``streams``."""
 
     @abstractmethod
     def transform(self, X: sparse.csr_matrix, genes: Genes) -> np.ndarray:

@@ -12,7 +12,7 @@ from scipy import sparse
 from scdrugmap.genes.identifiers import Genes
 from scdrugmap.models.base import FittedModel, ModelOptions
 from scdrugmap.models.card import ModelCard
-from scdrugmap.models.kit.expression import counts_over, log_normalize, training_genes, variable_genes
+from scdrugmap.models.kit.expression import counts_over, gene_moments, log_normalize, variable_genes
 
 
 class HVGOptions(ModelOptions):
@@ -43,16 +43,17 @@ class HVG(FittedModel):
     )
     Options: ClassVar[type[ModelOptions]] = HVGOptions
 
+    streams = True
     #: Who asks, for messages: another baseline may be built on this one.
     asked_by: str = "hvg"
     genes_: np.ndarray
     columns_: np.ndarray
 
-    def fit(self, X: sparse.csr_matrix, genes: Genes, *, batch: np.ndarray | None = None) -> Self:
-        """Choose the genes on training cells; ``batch`` is not used."""
-        self.genes_ = training_genes(X, genes)
-        logged = log_normalize(counts_over(X, genes, self.genes_, self.asked_by))
-        self.columns_ = variable_genes(logged, self.options.n_top_genes)
+    def fit(self, X: Any, genes: Genes, *, batch: np.ndarray | None = None) -> Self:
+        """Choose the genes on training cells, in one pass over them; ``batch`` is not used."""
+        moments = gene_moments(X, genes, self.asked_by)
+        self.genes_ = moments.genes
+        self.columns_ = variable_genes(moments, self.options.n_top_genes)
         return self
 
     def transform(self, X: sparse.csr_matrix, genes: Genes) -> np.ndarray:

@@ -13,7 +13,7 @@ from scdrugmap._errors import InputError
 from scdrugmap.genes.identifiers import Genes
 from scdrugmap.models.base import FittedModel, ModelOptions
 from scdrugmap.models.card import ModelCard
-from scdrugmap.models.kit.expression import counts_over, log_normalize, training_genes
+from scdrugmap.models.kit.expression import counts_over, gene_moments, log_normalize
 from scdrugmap.models.kit.programmes import PROGRAMMES
 
 
@@ -45,12 +45,10 @@ class Pathways(FittedModel):
     weights_: sparse.csr_matrix
     names_: np.ndarray
 
-    def fit(self, X: sparse.csr_matrix, genes: Genes, *, batch: np.ndarray | None = None) -> Self:
-        """Measure the spread of each gene on training cells; ``batch`` is not used."""
-        self.genes_ = training_genes(X, genes)
-        logged = log_normalize(counts_over(X, genes, self.genes_, self.card.name))
-        mean = np.asarray(logged.mean(axis=0)).ravel()
-        spread = np.sqrt(np.maximum(np.asarray(logged.multiply(logged).mean(axis=0)).ravel() - mean**2, 0))
+    def fit(self, X: Any, genes: Genes, *, batch: np.ndarray | None = None) -> Self:
+        """Measure the spread of each gene on training cells, in one pass over them; ``batch`` is not used."""
+        moments = gene_moments(X, genes, self.card.name, logged=True)
+        self.genes_, spread = moments.genes, np.sqrt(moments.variance)
         place = {gene: i for i, gene in enumerate(self.genes_.tolist())}
         rows: list[int] = []
         columns: list[int] = []

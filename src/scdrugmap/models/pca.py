@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from pydantic import Field
-from scipy import sparse
+from scipy import linalg, sparse
 
+from scdrugmap._errors import InputError
 from scdrugmap.genes.identifiers import Genes
 from scdrugmap.models.base import FittedModel, ModelOptions
 from scdrugmap.models.card import ModelCard
 from scdrugmap.models.hvg import HVG
+from scdrugmap.models.kit.expression import blocks_of
+
+#: The covariance of so many genes takes 0.8 GB.
+MOST_GENES = 10_000
 
 
 class PCAOptions(ModelOptions):
@@ -43,26 +48,25 @@ class PCA(FittedModel):
     )
     Options: ClassVar[type[ModelOptions]] = PCAOptions
 
+    streams = True
     hvg_: HVG
     mean_: np.ndarray
     components_: np.ndarray
 
-    def fit(self, X: sparse.csr_matrix, genes: Genes, *, batch: np.ndarray | None = None) -> Self:
-        """Find the components on training cells; ``batch`` is not used."""
-        from sklearn.decomposition import PCA as SklearnPCA
-
+    def fit(self, X: Any, genes: Genes, *, batch: np.ndarray | None = None) -> Self:
+        """Find the components on training cells, in two passes over them; ``batch`` is not used."""
         self.hvg_ = HVG(n_top_genes=self.options.n_top_genes)
         self.hvg_.asked_by = self.card.name
         self.hvg_.fit(X, genes)
-        values = self.hvg_.sparse_transform(X, genes)
-        most = min(values.shape) - 1
-        n_components = max(min(self.options.n_components, most), 1)
-        # arpack handles sparse data without centring it explicitly; tiny data are cheaper dense.
-        dense = most < 2 * self.options.n_components
-        fitted = SklearnPCA(n_components, svd_solver="full" if dense else "arpack", random_state=self.options.seed).fit(
-            values.toarray() if dense else values
+        n_cells, n_genes = X.shape[0], self.hvg_.dim
+        if min(n_cells, n_genes) > MOST_GENES:
+            raise InputError("n_top_genes", n_genes, f"at most {MOST_GENES:,} for pca", "leave it out: 2,000 is usual.")
+        blocks = (self.hvg_.sparse_transform(block, genes).toarray().astype(np.float64) for block in blocks_of(X))
+        n_components = max(min(self.options.n_components, min(n_cells, n_genes) - 1), 1)
+        found = (
+            _of_few(np.concatenate(list(blocks)), n_components) if n_cells < n_genes else _of_many(blocks, n_components)
         )
-        self.mean_, self.components_ = fitted.mean_, fitted.components_
+        self.mean_, self.components_ = (part.astype(np.float32) for part in found)
         return self
 
     def transform(self, X: sparse.csr_matrix, genes: Genes) -> np.ndarray:
@@ -87,3 +91,36 @@ class PCA(FittedModel):
         model.hvg_.asked_by = cls.card.name
         model.mean_, model.components_ = state["mean"], state["components"]
         return model
+
+
+def _of_many(blocks: Iterable[np.ndarray], n_components: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and components of more cells than genes, from the covariance: exact, and one block in memory at a time."""
+    n, total, products = 0, np.zeros(0), np.zeros((0, 0))
+    for block in blocks:
+        if not n:
+            total, products = np.zeros(block.shape[1]), np.zeros((block.shape[1],) * 2, order="F")
+        products = linalg.blas.dsyrk(1.0, block.T, beta=1.0, c=products, overwrite_c=True)
+        total += block.sum(axis=0)
+        n += len(block)
+    mean = total / n
+    covariance = products / n - np.triu(np.outer(mean, mean))
+    last = len(mean) - 1
+    _, vectors = linalg.eigh(covariance, lower=False, subset_by_index=[last - n_components + 1, last], overwrite_a=True)
+    return mean, _oriented(vectors[:, ::-1].T)
+
+
+def _of_few(values: np.ndarray, n_components: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and components of fewer cells than genes, from the products of cells."""
+    mean = values.mean(axis=0)
+    centred = values - mean
+    last = len(values) - 1
+    squares, vectors = linalg.eigh(centred @ centred.T, subset_by_index=[last - n_components + 1, last])
+    # A direction in which nothing varies has no length to divide by, and stays zero.
+    length = np.where(squares > 1e-12 * squares.max(), np.sqrt(np.maximum(squares, 0)), np.inf)
+    return mean, _oriented(((centred.T @ vectors) / length)[:, ::-1].T)
+
+
+def _oriented(components: np.ndarray) -> np.ndarray:
+    """Turn each component so that its largest weight is positive, as scikit-learn does."""
+    largest = components[np.arange(len(components)), np.abs(components).argmax(axis=1)]
+    return components * np.where(largest < 0, -1.0, 1.0)[:, None]

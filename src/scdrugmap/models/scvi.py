@@ -17,7 +17,7 @@ from scdrugmap._threads import threads_for
 from scdrugmap.genes.identifiers import Genes
 from scdrugmap.models.base import FittedModel, ModelOptions
 from scdrugmap.models.card import ModelCard
-from scdrugmap.models.kit.expression import counts_over, log_normalize, training_genes, variable_genes
+from scdrugmap.models.kit.expression import counts_over, gene_moments, variable_genes
 
 _WEIGHT = "weight:"
 
@@ -62,9 +62,8 @@ class SCVI(FittedModel):
 
     def fit(self, X: sparse.csr_matrix, genes: Genes, *, batch: np.ndarray | None = None) -> Self:
         """Train on training cells; ``batch`` labels each one (default: one batch)."""
-        known = training_genes(X, genes)
-        logged = log_normalize(counts_over(X, genes, known, self.card.name))
-        self.genes_ = known[variable_genes(logged, self.options.n_top_genes)]
+        moments = gene_moments(X, genes, self.card.name)
+        self.genes_ = moments.genes[variable_genes(moments, self.options.n_top_genes)]
         _, codes = np.unique(np.zeros(X.shape[0]) if batch is None else np.asarray(batch), return_inverse=True)
         self.n_batch_ = int(codes.max()) + 1
         with _quiet_and_seeded(self.options.seed):

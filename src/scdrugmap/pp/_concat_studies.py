@@ -361,7 +361,7 @@ def _build(
         empty = sparse.csr_matrix((0, len(var)), dtype=np.float32)
         counts = sparse.vstack([empty, *blocks], format="csr")
         return anndata.AnnData(sparse.csr_matrix(counts), obs=obs, var=var, uns=uns)
-    from scdrugmap.datasets._simulate_write import write_h5ad
+    from scdrugmap._disk_write import write_h5ad
 
     write_h5ad(target, blocks, lambda: obs, var, uns)
     return anndata.read_h5ad(target, backed="r")

@@ -197,13 +197,15 @@ class Refit:
             adata, representation.model, layer=representation.layer, context=context, sample_key=sample_key
         )
         cells = cells if rows is None else cells.take(rows)
-        self.cells = replace(cells, X=cells.source[slice(0, cells.X.shape[0])])
+        self.cells = replace(cells, X=cells.source)
 
     def on(self, rows: np.ndarray) -> FittedRepresentation:
         """Return the representation fitted on these rows."""
+        from scdrugmap.embedding.embed import fit_model
+
         model, batch = self.first.model, self.cells.batch
         fresh = type(model)(recipe=model.recipe, **model.options.model_dump())
-        fresh.fit(self.cells.X[rows], self.cells.genes, batch=None if batch is None else batch[rows])
+        fit_model(fresh, self.cells.source.take(rows), self.cells.genes, None if batch is None else batch[rows])
         return FittedRepresentation(fresh, layer=self.first.layer).canonical()
 
     def features(self, representation: FittedRepresentation) -> np.ndarray:

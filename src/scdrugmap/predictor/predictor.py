@@ -20,10 +20,8 @@ from scdrugmap.heads.crossfit import margins
 from scdrugmap.heads.make import head_on
 from scdrugmap.predictor.folder import fill, read_parts
 from scdrugmap.predictor.origin import compare_columns
-from scdrugmap.predictor.query import judge_query
-from scdrugmap.predictor.representation import (
-    Representation,
-)
+from scdrugmap.predictor.query import judge_query, judge_rows, some_rows
+from scdrugmap.predictor.representation import FittedRepresentation, Representation
 from scdrugmap.predictor.storage import (
     MANIFEST,
     dump_head,
@@ -40,6 +38,9 @@ from scdrugmap.trust.worth import refuse_worthless
 if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
+
+#: Cells whose features are in memory at a time where a baseline computes them.
+BLOCK = 16_384
 
 
 @dataclass(eq=False, repr=False)
@@ -137,11 +138,7 @@ class ResponsePredictor:
         _anndata.refuse_empty(_anndata.reading(adata, mod=mod))
         engine = Engine(device, precision, batch_size, progress)
         X = self.representation.features(adata, mod, engine, layer=layer)
-        if np.isnan(X).any(axis=1).all():
-            raise InputError(
-                "adata", f"no count of a gene that {self.representation.label} knows in any of {len(X)} cells",
-                "cells with counts", "check that layer= (or X) holds the raw counts.",
-            )  # fmt: skip
+        self._refuse_unusable(np.isnan(X).any(axis=1))
         if self.adaptation is None:
             return X
         obs, key = _anndata.reading(adata, mod=mod).obs, self.training.get("study_key", KEYS.study)
@@ -239,16 +236,69 @@ class ResponsePredictor:
             If the query has no count, none of the genes, another model's embedding, or one of another width.
         """
         main = _anndata.reading(adata, mod=mod)
-        category = self._category(main)
         X = features
         if X is None:
             engine: dict[str, Any] = {"batch_size": batch_size, "device": device, "precision": precision}
             X = self.features(adata, mod=mod, layer=layer, progress=progress, **engine)
-        placed = replace(self, head=head_on(self.head, device))
-        out = placed.predict_features(X, category=category, coverage=coverage)
-        out.index = main.obs_names.copy()
+        out = self._predicted(X, main, np.arange(main.n_obs), coverage, device)
         compare_columns(self.training.get("columns", {}), main.obs)
         return out
+
+    def predict_and_judge(
+        self,
+        adata: AnnData | MuData,
+        *,
+        mod: str = "rna",
+        coverage: float | None = None,
+        layer: str | None = None,
+        **engine: Any,
+    ) -> tuple[pd.DataFrame, Verdict]:
+        """Predict every cell and judge the query; what a baseline says of a cell is forgotten once it is used.
+
+        Parameters
+        ----------
+        adata, mod, coverage, layer, engine
+            As in :meth:`predict`.
+
+        Returns
+        -------
+        What :meth:`predict` and :meth:`judge` return.
+        """
+        if not isinstance(self.representation, FittedRepresentation) or self.adaptation is not None:
+            X = self.features(adata, mod=mod, layer=layer, **engine)
+            frame = self.predict(adata, mod=mod, coverage=coverage, device=engine.get("device"), features=X)
+            return frame, self.judge(adata, mod=mod, layer=layer, features=X)
+        main, run = _anndata.reading(adata, mod=mod), Engine(**engine)
+        _anndata.refuse_empty(main)
+        parts = []
+        for first in range(0, main.n_obs, BLOCK):
+            rows = np.arange(first, min(first + BLOCK, main.n_obs))
+            X = self.representation.features(adata, mod, run, layer=layer, rows=rows)
+            parts.append(self._predicted(X, main, rows, coverage, run.device))
+        frame = pd.concat(parts)
+        self._refuse_unusable(frame["score"].isna().to_numpy())
+        compare_columns(self.training.get("columns", {}), main.obs)
+        rows = some_rows(np.flatnonzero(frame["score"].notna()), 0)
+        X = self.representation.features(adata, mod, run, layer=layer, rows=rows)
+        return frame, judge_rows(self.shift, main, layer or self.representation.layer, rows, X, self.head)
+
+    def _predicted(
+        self, X: np.ndarray, main: AnnData, rows: np.ndarray, coverage: float | None, device: str | None
+    ) -> pd.DataFrame:
+        """Predict some cells from their features."""
+        category = self._category(main)
+        placed = replace(self, head=head_on(self.head, device))
+        out = placed.predict_features(X, category=None if category is None else category[rows], coverage=coverage)
+        out.index = main.obs_names[rows]
+        return out
+
+    def _refuse_unusable(self, unusable: np.ndarray) -> None:
+        """Refuse a query none of whose cells can be embedded."""
+        if unusable.all():
+            raise InputError(
+                "adata", f"no count of a gene that {self.representation.label} knows in any of {len(unusable)} cells",
+                "cells with counts", "check that layer= (or X) holds the raw counts.",
+            )  # fmt: skip
 
     def judge(
         self,

@@ -93,10 +93,25 @@ def judge_query(
     head
         The fitted head.
     """
+    rows = some_rows(np.flatnonzero(~np.isnan(features).any(axis=1)), 0)
+    return judge_rows(reference, adata, layer, rows, features[rows], head)
+
+
+def judge_rows(
+    reference: ShiftReference | None, adata: Any, layer: str | None, rows: np.ndarray, features: np.ndarray, head: Any
+) -> Verdict:
+    """Compare some cells of a query, those of :func:`some_rows`, with the training data.
+
+    Parameters
+    ----------
+    reference, adata, layer, head
+        As in :func:`judge_query`.
+    rows, features
+        The cells, and what the head sees of them.
+    """
     if reference is None:
         return Verdict(CANNOT_TELL, "the predictor holds no reference of counts of its training data", {})
-    rows = some_rows(np.flatnonzero(~np.isnan(features).any(axis=1)), 0)
     found = expression(adata, layer, rows)
     if found is None or len(rows) == 0:
         return Verdict(CANNOT_TELL, "the query holds no counts, or no cell that can be embedded", {})
-    return reference.judge(*found, features[rows], margins(head, features[rows]))
+    return reference.judge(*found, features, margins(head, features))

@@ -103,7 +103,8 @@ def checks(model: Model | type[Model]) -> list[Check]:
         leaves_input_untouched,
     ]
     if issubclass(cls, FittedModel):
-        return [*common, independent_of_neighbours, state_round_trip, rejects_bad_values]
+        streamed = [learns_block_by_block] if cls.streams else []
+        return [*common, independent_of_neighbours, state_round_trip, *streamed, rejects_bad_values]
     network: list[Check] = [empty_cell, same_in_every_container, same_with_any_threads, same_in_blocks, resumes]
     network += [
         rejects_bad_values,
@@ -293,6 +294,15 @@ def state_round_trip(model: FittedModel, X: sparse.csr_matrix, genes: Genes) -> 
     """A baseline that is rebuilt from its state gives the same bytes."""
     again = type(model).from_state(model.state(), **model.options.model_dump())
     assert np.array_equal(again.transform(X, genes), model.transform(X, genes)), "rebuilt from state"
+
+
+def learns_block_by_block(model: FittedModel, X: sparse.csr_matrix, genes: Genes) -> None:
+    """A baseline that reads rows where it needs them learns what it learns from a matrix."""
+    fresh = [type(model)(recipe=model.recipe, **model.options.model_dump()) for _ in range(2)]
+    states = [m.fit(rows, genes).state() for m, rows in zip(fresh, (X, CountSource(X)), strict=True)]
+    assert states[0].keys() == states[1].keys(), "other parts when it is fitted block by block"
+    for name, values in states[0].items():
+        assert np.array_equal(values, states[1][name]), f"{name} differs when it is fitted block by block"
 
 
 def rejects_bad_values(model: Model, X: sparse.csr_matrix, genes: Genes) -> None:

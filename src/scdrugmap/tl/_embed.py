@@ -52,7 +52,8 @@ def embed(
     ----------
     adata
         Raw counts in ``X`` or a layer; in memory, backed by a file, zarr or dask. While a ``dask.distributed`` client
-        is active, the chunks of a dask array are embedded on its workers, each of which loads the model once.
+        is active, counts in files and chunks of a dask array are read and embedded by its workers, each of which loads
+        the model once.
     model
         Name of a model (``sd.models.list()``), a loaded model, or a list of them.
     checkpoint
@@ -73,7 +74,8 @@ def embed(
     rng
         Seed of the draws that some models make; ``sd.settings.seed`` if ``None``. A generator is asked for a seed.
     store
-        Folder of an on-disk zarr store that grows block by block; a killed call that is repeated goes on there.
+        Folder in which the embedding grows block by block and stays: ``obsm`` holds it memory mapped. A killed call
+        that is repeated goes on there.
         Finished embeddings of network models are also kept in ``sd.settings.cache_dir`` by their content, and
         reused, unless ``sd.settings.embedding_cache`` is off.
     mod
@@ -153,13 +155,14 @@ def embed(
 
 def fit_here(opened: Opened, cells: Cells) -> None:
     """Fit a baseline that was asked for by name; one that was passed has to be fitted already."""
+    from scdrugmap.embedding.embed import fit_model
     from scdrugmap.models.base import FittedModel
 
     model = opened.model
     if not isinstance(model, FittedModel):
         return
     if opened.by_name:
-        model.fit(cells.source[slice(0, cells.X.shape[0])], cells.genes, batch=cells.batch)
+        fit_model(model, cells.source, cells.genes, cells.batch)
         return
     try:
         model.state()

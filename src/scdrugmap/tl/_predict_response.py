@@ -200,9 +200,7 @@ def predict_response(
         raise InputError("ood", ood, "a predictor with an out-of-domain flag", "train with ood=True.")
     coverage = float(conformal) if conformal is not None and not isinstance(conformal, bool) else None
     engine: dict[str, Any] = {"batch_size": batch_size, "device": device, "precision": precision, "progress": progress}
-    features = trained.features(edit.root, mod=mod, layer=layer, **engine)
-    verdict = trained.judge(edit.root, mod=mod, layer=layer, features=features)
-    frame = trained.predict(edit.root, mod=mod, coverage=coverage, device=device, features=features)
+    frame, verdict = trained.predict_and_judge(edit.root, mod=mod, layer=layer, coverage=coverage, **engine)
     shifted = _heed(frame, verdict, trained, on_shift)
     missing = frame["score"].isna().to_numpy()
     if missing.any():

@@ -8,29 +8,36 @@ from typing import Any
 
 import anndata as ad
 
+from scdrugmap._disk import is_collection, open_cells, shards_of
 from scdrugmap._errors import InputError
 
 
-def load(path: str | Path, *, facts: Mapping[str, str] | None = None, **options: Any) -> ad.AnnData:
+def load(
+    path: str | Path | Any, *, facts: Mapping[str, str] | None = None, backed: bool = False, **options: Any
+) -> ad.AnnData:
     """Read a study from what its source holds, whatever the format.
 
     Parameters
     ----------
     path
-        ``.h5ad``, 10x ``.h5``, ``.RDS``, ``.tar``, a folder with one or several samples, or a text matrix.
+        ``.h5ad``, 10x ``.h5``, ``.RDS``, ``.tar``, a folder with one or several samples, or a text matrix. With
+        ``backed`` also a zarr store, a folder of ``.h5ad`` files (or stores) with the same genes, or an AnnCollection.
     facts
         Values for ``obs`` columns (``drug``, ``tissue`` ...) that hold for every cell.
+    backed
+        Leave the counts of ``.h5ad`` files and zarr stores where they are, as they are: every tool reads them block by
+        block. Several files are one object, in the order of their names. Pairwise matrices stay in the file.
     **options
         Passed to the reader.
 
     Returns
     -------
-    AnnData as of :func:`scdrugmap.datasets.loaders.read_text`.
+    AnnData as of :func:`scdrugmap.datasets.loaders.read_text`; with ``backed``, what is in the file.
 
     Raises
     ------
     InputError
-        If there is no such file or it is in no known format.
+        If there is no such file or it is in no known format, or files of a folder have different genes.
 
     Examples
     --------
@@ -40,7 +47,12 @@ def load(path: str | Path, *, facts: Mapping[str, str] | None = None, **options:
     from scdrugmap.datasets import loaders
     from scdrugmap.datasets.loaders._parse import sniff
 
+    if is_collection(path):
+        return open_cells(path)
     path = Path(path)
+    if backed and path.exists() and shards_of(path):
+        return open_cells(path)
+    options |= {"backed": True} if backed else {}
     if not path.exists():
         raise InputError("path", str(path), "an existing file or folder", "check the spelling.")
     name = path.name.lower()

@@ -131,6 +131,7 @@ def fit_transform(contender: Contender, data: Data, train: np.ndarray, rows: np.
 
     ``data`` holds the counts, their genes and the batch of each cell.
     """
+    from scdrugmap.embedding.embed import fit_model
     from scdrugmap.embedding.source import CountSource
     from scdrugmap.models import registry
 
@@ -139,7 +140,7 @@ def fit_transform(contender: Contender, data: Data, train: np.ndarray, rows: np.
     model: Any = registry.get(contender.model)(**options)
     counts, genes, batch = data
     source = CountSource(counts)
-    model.fit(source[train], genes, batch=batch[train])
+    fit_model(model, source.take(train), genes, batch[train])
     parts = [rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)]
     return np.concatenate([np.asarray(model.transform(source[part], genes), dtype=np.float32) for part in parts])
 
