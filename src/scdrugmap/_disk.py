@@ -159,7 +159,7 @@ class DiskCounts(CSRDataset):
         return DiskCounts, (self.parts, self.columns, self.shape[1])
 
     @cached_property
-    def dtype(self) -> np.dtype:  # type: ignore[override]
+    def dtype(self) -> np.dtype:
         """Type of the values."""
         return np.result_type(*(p.dtype for p in self.parts))
 

@@ -53,7 +53,7 @@ def decoupled(Y: np.ndarray | sparse.csr_matrix, weights: sparse.csr_matrix, met
     )
     out = np.empty((Y.shape[0], len(sets)))
     for first in range(0, len(out), BLOCK):
-        part = Y[first : first + BLOCK]
+        part: Any = Y[first : first + BLOCK]
         dense = part.toarray() if sparse.issparse(part) else np.asarray(part)
         rows = np.array([f"r{i}" for i in range(len(dense))])
         try:

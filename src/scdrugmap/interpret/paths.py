@@ -86,8 +86,8 @@ class Pieces:
     @staticmethod
     def concatenate(parts: list[Pieces]) -> Pieces:
         """Join pieces."""
-        arrays = [np.concatenate([getattr(p, n) for p in parts]) for n in ("cell", "low", "high", "missing")]
-        return Pieces(*arrays[:3], torch.cat([p.gradient for p in parts]), arrays[3])
+        arrays = {n: np.concatenate([getattr(p, n) for p in parts]) for n in ("cell", "low", "high", "missing")}
+        return Pieces(gradient=torch.cat([p.gradient for p in parts]), **arrays)
 
 
 class Way:

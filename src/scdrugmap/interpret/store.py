@@ -45,7 +45,9 @@ class AttributionStore:
         """
         try:
             group: Any = zarr.open_group(path, mode="a")
-        except (OSError, zarr.errors.ContainsArrayError) as error:
+        except zarr.errors.ContainsArrayError as error:
+            raise OutputError("folder", path, FileExistsError(0, str(error))) from None
+        except OSError as error:
             raise OutputError("folder", path, error) from None
         if "done" not in group:
             group.attrs.update({"fingerprint": fingerprint})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -294,7 +294,7 @@ class TGPTNetwork(nn.Module):
         x = self.dropout(self.embed(ids, past[0][0].shape[2] if past else 0))
         own = []
         for i, block in enumerate(self.blocks):
-            x, kept = block.resume(x, past[i] if past else None)
+            x, kept = cast(PreNormBlock, block).resume(x, past[i] if past else None)
             own.append(kept)
         return self.norm(x).float(), own
 
