@@ -71,7 +71,7 @@ class ResponsePredictor:
     Examples
     --------
     >>> import scdrugmap as sd
-    >>> adata = sd.datasets.simulate(n_studies=1, rng=0)
+    >>> adata = sd.datasets.simulate(n_cells=200, n_genes=200, n_studies=1, rng=0)
     >>> predictor = sd.tl.train(adata, model="pca", head="logistic", rng=0)
     >>> predictor.predict(adata).columns.tolist()
     ['pred', 'score']
@@ -475,7 +475,7 @@ def load_predictor(path: str | Path, *, checkpoint: str | Path | None = None, mo
     Examples
     --------
     >>> import scdrugmap as sd
-    >>> adata = sd.datasets.simulate(n_studies=1, rng=0)
+    >>> adata = sd.datasets.simulate(n_cells=200, n_genes=200, n_studies=1, rng=0)
     >>> predictor = sd.tl.train(adata, model="pca", head="logistic", rng=0)
     >>> import tempfile
     >>> folder = tempfile.mkdtemp() + "/my_predictor"

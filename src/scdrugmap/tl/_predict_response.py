@@ -146,7 +146,7 @@ def predict_response(
     Examples
     --------
     >>> import scdrugmap as sd
-    >>> adata = sd.datasets.simulate(n_studies=2, rng=0)
+    >>> adata = sd.datasets.simulate(n_cells=300, n_genes=200, n_studies=2, rng=0)
     >>> known = adata.obs["study"] == adata.obs["study"].unique()[0]
     >>> query = adata[~known].copy()
     >>> sd.tl.predict_response(query, model="pca", reference=adata[known].copy(), head="logistic", rng=0)

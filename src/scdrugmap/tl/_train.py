@@ -144,7 +144,7 @@ def train(
     Examples
     --------
     >>> import scdrugmap as sd
-    >>> adata = sd.datasets.simulate(n_studies=1, rng=0)
+    >>> adata = sd.datasets.simulate(n_cells=200, n_genes=200, n_studies=1, rng=0)
     >>> predictor = sd.tl.train(adata, model="pca", groups="sample", rng=0)
     >>> predictor.predict(adata)["score"].between(0, 1).all()
     np.True_
