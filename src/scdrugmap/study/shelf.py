@@ -90,12 +90,15 @@ def _one(
     score = {c: float(best[c]) for c in ("value", "ci_low", "ci_high", "floor")} | {
         "model": best["model"], "n_candidates": len(found),
     }  # fmt: skip
-    low = score["value"] if np.isnan(score["ci_low"]) else score["ci_low"]
-    if not low > score["floor"]:
-        end = "" if np.isnan(score["ci_low"]) else f" ({score['ci_low']:.3f} to {score['ci_high']:.3f})"
+    if np.isnan(score["ci_low"]):
         return refused | score | {
-            "why": f"{METRIC} {score['value']:.3f}{end} on left-out studies does not beat calling every cell sensitive, "
-            f"{score['floor']:.3f}"
+            "why": f"{METRIC} {score['value']:.3f} on {series} left-out studies has no interval: the best of "
+            f"{score['n_candidates']} representations may have been lucky"
+        }  # fmt: skip
+    if not score["ci_low"] > score["floor"]:
+        return refused | score | {
+            "why": f"{METRIC} {score['value']:.3f} ({score['ci_low']:.3f} to {score['ci_high']:.3f}) on left-out studies does "
+            f"not beat calling every cell sensitive, {score['floor']:.3f}"
         }  # fmt: skip
     folder = spec.store / "predictors" / name
     if not (folder / "README.md").is_file():
@@ -163,11 +166,7 @@ def _train(
         part, model=score["model"], head=HEAD, groups=KEYS.sample, calibrate="sigmoid", conformal=True, ood=True,
         n_folds=int(np.clip(samples, 2, 5)), rng=spec.seed, progress=False, **options,
     )  # fmt: skip
-    interval = (
-        "no interval: too few studies"
-        if np.isnan(score["ci_low"])
-        else f"{score['ci_low']:.3f} to {score['ci_high']:.3f}"
-    )
+    interval = f"{score['ci_low']:.3f} to {score['ci_high']:.3f}"
     predictor.training["leave_study_out"] = {
         "metric": METRIC, "value": score["value"], "95 % interval over left-out studies": interval,
         "calling every cell sensitive": score["floor"],
