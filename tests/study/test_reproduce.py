@@ -89,8 +89,11 @@ def everything(store: Path, mirror) -> sd.ReproduceSpec:
 
 
 def test_hours_come_from_what_was_measured(mirror, monkeypatch):
+    expressed = []
+
     def profile(cells, name, **options):
         assert cells.n_vars > 1000  # simulated from what the package knows without a download
+        expressed.append(cells.X.nnz / cells.n_obs)
         if name == "UCE":
             raise MemoryError
         found = {"cells_per_second": 2.0, "training_cells_per_second": 0.5, "n_parameters": 1e8, "device": "cpu"}
@@ -105,9 +108,12 @@ def test_hours_come_from_what_was_measured(mirror, monkeypatch):
     assert hours["scGPT", "embed every cell once"] == pytest.approx(cells / 2 / 3600)
     # Ten folds as published, one division as the code does, ten folds of whole samples; three epochs and a prediction.
     assert hours["scGPT", "fine-tune in every fold"] == pytest.approx(cells * 21 * (3 / 0.5 + 1 / 2) / 3600)
-    size = sd.models.info("UCE").n_parameters
-    assert hours["UCE", "embed every cell once"] == pytest.approx(cells / (2 * 1e8 / size) / 3600)
-    assert "for want of an error" not in str(plan) and "by parameters from scGPT" in str(plan)
+    work = {
+        name: card.n_parameters * (card.max_length or expressed[0])
+        for name, card in ((name, sd.models.info(name)) for name in ("scGPT", "UCE"))
+    }
+    assert hours["UCE", "embed every cell once"] == pytest.approx(cells / 2 * work["UCE"] / work["scGPT"] / 3600)
+    assert "for want of an error" not in str(plan) and "by parameters and tokens from 1 that were" in str(plan)
 
 
 @pytest.fixture(scope="module")

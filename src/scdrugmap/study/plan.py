@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,9 +112,9 @@ class Plan:
         return ["Licences to accept:", *(f"  {key}: {text}" for key, text in self.accept.items())]
 
     def _machine(self) -> list[str]:
-        lines = [f"Hours on this machine: {self.total_hours:.2g} as far as they are known"]
+        lines = [f"Hours on this machine: {_round(self.total_hours)} as far as they are known"]
         for row in self.hours.itertuples():
-            known = "unknown" if np.isnan(row.hours) else f"{row.hours:.2g} h"
+            known = "unknown" if np.isnan(row.hours) else f"{_round(row.hours)} h"
             lines.append(f"  {row.step}, {row.model}: {known}{f' ({row.basis})' if row.basis else ''}")
         return lines
 
@@ -220,7 +220,7 @@ def _tuned(spec: ReproduceSpec, chosen: Chosen) -> list[Any]:
 
 
 def speed_table(chosen: Chosen, device: str | None, tuned: Collection[str]) -> pd.DataFrame:
-    """Measure models of official size on simulated cells, small ones first, until the time is over; estimate the rest.
+    """Measure models of official size on simulated cells, quick ones first, until the time is over; estimate the rest.
 
     Parameters
     ----------
@@ -236,9 +236,10 @@ def speed_table(chosen: Chosen, device: str | None, tuned: Collection[str]) -> p
     from scdrugmap import datasets, tl
 
     cells = datasets.simulate(n_studies=1, n_cells=60, n_genes=MEASURED_GENES, rng=0)
+    n_genes = cells.X.nnz / cells.n_obs
     start, rows = time.perf_counter(), []
     left: list[tuple[Any, str]] = []
-    for card in sorted(chosen.networks, key=lambda c: c.n_parameters or 0):
+    for card in sorted(chosen.networks, key=lambda c: _work(c, n_genes)):
         need, spent = (card.n_parameters or 0) * 8, time.perf_counter() - start
         if spent > MEASURE_SECONDS or need > psutil.virtual_memory().available:
             left.append((card, "time" if spent > MEASURE_SECONDS else "memory"))
@@ -255,19 +256,29 @@ def speed_table(chosen: Chosen, device: str | None, tuned: Collection[str]) -> p
         basis = f"measured on {found['device']}" + ("" if steps or card.name not in tuned else ", without training")
         rows.append(dict(zip(SPEEDS, (card.name, speed, training, found["n_parameters"], basis), strict=True)))
     for card, why in left:
-        rows.append(_scaled(card, rows, why))
+        rows.append(_scaled(card, {c.name: _work(c, n_genes) for c in chosen.networks}, rows, why))
     return pd.DataFrame(rows, columns=SPEEDS)
 
 
-def _scaled(card: Any, rows: list[dict[str, Any]], why: str) -> dict[str, Any]:
-    """Speed in proportion to the parameters, from the largest model that was measured."""
-    known = [r for r in rows if r["basis"].startswith("measured")]
+def _round(hours: float) -> str:
+    """Two digits that count, without an exponent."""
+    return f"{float(f'{hours:.2g}'):,g}" if hours < 10 else f"{int(float(f'{hours:.2g}')):,}"
+
+
+def _work(card: Any, n_genes: float) -> float:
+    """What a cell costs a network at most, about: its parameters times the tokens that they meet."""
+    tokens = 1.0 if card.context == "group" else card.max_length or n_genes
+    return (card.n_parameters or 0) * tokens
+
+
+def _scaled(card: Any, work: Mapping[str, float], rows: list[dict[str, Any]], why: str) -> dict[str, Any]:
+    """Speed in proportion to the work, at the median rate of the models that were measured."""
+    known = [r for r in rows if r["basis"].startswith("measured") and work[r["model"]]]
     out = {"model": card.name, "cells_per_second": np.nan, "training_cells_per_second": np.nan, "basis": "not measured"}
-    if known and card.n_parameters:
-        base = max(known, key=lambda r: r["n_parameters"])
-        factor = base["n_parameters"] / card.n_parameters
-        out |= {k: base[k] * factor for k in ("cells_per_second", "training_cells_per_second")}
-        out["basis"] = f"not measured for want of {why}: by parameters from {base['model']}"
+    if known and work[card.name]:
+        for speed in ("cells_per_second", "training_cells_per_second"):
+            out[speed] = float(np.median([r[speed] * work[r["model"]] for r in known])) / work[card.name]
+        out["basis"] = f"not measured for want of {why}: by parameters and tokens from {len(known)} that were"
     return out
 
 
