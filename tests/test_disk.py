@@ -336,3 +336,12 @@ def test_store_of_version_01_goes_on(tmp_path):
     assert found.work.n_resumed == 20
     np.testing.assert_array_equal(np.asarray(found.values), expected)
     assert embed_counts(model, CountSource(X), genes, engine, block_size=20).work.n_resumed == 50
+
+
+@pytest.mark.parametrize("name", ["empty", "cells.h5", "raw.tar.gz", "matrix.mtx"])
+def test_what_cannot_stay_on_disk_is_refused_by_name(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    if name != "empty":
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(InputError, match=rf"{name}, with backed=True"):
+        sd.datasets.load(tmp_path / name, backed=True)

@@ -11,6 +11,9 @@ import anndata as ad
 from scdrugmap._disk import is_collection, open_cells, shards_of
 from scdrugmap._errors import InputError
 
+#: Endings of what is read as a whole.
+_WHOLE = (".h5", ".hdf5", ".rds", ".tar", ".tar.gz", ".tgz", ".zip")
+
 
 def load(
     path: str | Path | Any, *, facts: Mapping[str, str] | None = None, backed: bool = False, **options: Any
@@ -52,10 +55,16 @@ def load(
     path = Path(path)
     if backed and path.exists() and shards_of(path):
         return open_cells(path)
-    options |= {"backed": True} if backed else {}
     if not path.exists():
         raise InputError("path", str(path), "an existing file or folder", "check the spelling.")
     name = path.name.lower()
+    if backed and (path.is_dir() or ".mtx" in name or name.endswith(_WHOLE)):
+        raise InputError(
+            "path",
+            f"{path}, with backed=True",
+            "a .h5ad file, a zarr store, or a folder that holds some",
+            "leave backed out, write the result with adata.write_h5ad, and open that file.",
+        )
     if path.is_dir():
         triplet = any((path / f"matrix.mtx{end}").is_file() for end in ("", ".gz", ".bz2", ".xz"))
         return (
@@ -74,6 +83,8 @@ def load(
     if ".mtx" in name:
         prefix = path.name.split("matrix.mtx")[0] if "matrix.mtx" in path.name else path.name.split("counts.mtx")[0]
         return loaders.read_10x_mtx(path.parent, prefix=prefix, facts=facts, **options)
+    if backed:
+        options["backed"] = True  # text is converted on disk, to ``out``
     labels = [label.lower() for label in sniff(path).labels]
     if len(labels) == 2 and labels[1] in ("condition", "response", "label") and "orientation" not in options:
         return loaders.read_published(path, facts=facts, **options)
