@@ -204,11 +204,11 @@ def check_options(
     models: Mapping[str, Any], options: Mapping[str, Mapping[str, Any]], lora_options: Mapping[str, Any]
 ) -> None:
     """Refuse options of models that take no part, and adapters that cannot be made, before anything is trained."""
-    from scdrugmap.lora.adapters import LoRAOptions
     from scdrugmap.models import registry
 
     names = {*models, *(m for m in models.values() if isinstance(m, str)), *inputs.BASELINES}
-    cards = {registry.get(n).card.key for n in names if _known(n)}
+    # Asking for the card of a network brings PyTorch.
+    cards = {registry.get(n).card.key for n in names if _known(n)} if options else set()
     for name in options:
         key = registry.get(name).card.key if _known(name) else name
         if name not in names and key not in cards:
@@ -216,6 +216,8 @@ def check_options(
                 "embed_options", name, sorted(names), "options go by the name of a model that takes part."
             )
     if lora_options:
+        from scdrugmap.lora.adapters import LoRAOptions  # brings PyTorch
+
         try:
             LoRAOptions(**lora_options)
         except ValidationError as error:
