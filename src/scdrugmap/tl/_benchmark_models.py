@@ -204,7 +204,6 @@ def check_options(
     models: Mapping[str, Any], options: Mapping[str, Mapping[str, Any]], lora_options: Mapping[str, Any]
 ) -> None:
     """Refuse options of models that take no part, and adapters that cannot be made, before anything is trained."""
-    from scdrugmap.lora.adapters import LoRAOptions
     from scdrugmap.models import registry
 
     names = {*models, *(m for m in models.values() if isinstance(m, str)), *inputs.BASELINES}
@@ -216,6 +215,8 @@ def check_options(
                 "embed_options", name, sorted(names), "options go by the name of a model that takes part."
             )
     if lora_options:
+        from scdrugmap.lora.adapters import LoRAOptions
+
         try:
             LoRAOptions(**lora_options)
         except ValidationError as error:
