@@ -227,3 +227,22 @@ def test_folds_do_not_copy_the_features(tmp_path, monkeypatch):
         tracemalloc.stop()
     # A few numbers per cell, a byte per cell and fold: less than one copy of the features, let alone one for each fold.
     assert peak < X.nbytes / 2
+
+
+def test_loss_and_gradient_of_each_fold_in_its_own_units(cells):
+    X, y, _ = cells
+    X = X + np.repeat([0, 30, -10], 200)[:, None]
+    folds = [np.arange(250), np.arange(150, 450), np.arange(350, 600)]
+    heads = [make_head("logistic", C=0.5) for _ in folds]
+    problem = logistic._Problem(heads, X, y, np.array(["resistant", "sensitive"]), folds, None)
+    w = np.random.default_rng(5).normal(size=(31, 3)) / 10
+    loss, gradient = problem.evaluate(w, np.eye(3))
+    sizes = problem.size(gradient, np.eye(3))
+    for i, at in enumerate(folds):
+        Z, sensitive = StandardScaler().fit_transform(X[at]), y[at] == "sensitive"
+        slope = w[:-1, i] / problem.ratio[:, i]
+        p = 1 / (1 + np.exp(-(Z @ slope + w[-1, i] + slope @ problem.offset[:, i])))
+        value = -(np.log(p[sensitive]).sum() + np.log(1 - p[~sensitive]).sum()) + slope @ slope
+        own = np.append((p - sensitive) @ Z + 2 * slope, (p - sensitive).sum()) / len(at)
+        np.testing.assert_allclose(loss[i], value / len(at), rtol=1e-10)
+        np.testing.assert_allclose(sizes[i], np.abs(own).max(), rtol=1e-8)
