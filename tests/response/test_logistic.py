@@ -246,3 +246,11 @@ def test_loss_and_gradient_of_each_fold_in_its_own_units(cells):
         own = np.append((p - sensitive) @ Z + 2 * slope, (p - sensitive).sum()) / len(at)
         np.testing.assert_allclose(loss[i], value / len(at), rtol=1e-10)
         np.testing.assert_allclose(sizes[i], np.abs(own).max(), rtol=1e-8)
+
+
+def test_a_hessian_that_is_far_off_costs_steps_and_not_the_solution(cells, monkeypatch):
+    X, y, folds = cells
+    honest = logistic._Curvature.direction
+    monkeypatch.setattr(logistic._Curvature, "direction", lambda self, *a: 3000 * honest(self, *a))
+    heads = fit_folds(make_head("logistic"), X, y, folds[:2])
+    np.testing.assert_allclose(scores(heads, X), expected(X, y, folds[:2]), atol=1e-4, rtol=1e-4)

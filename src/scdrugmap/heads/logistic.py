@@ -29,7 +29,7 @@ MOST_FEATURES = 4096
 TOLERANCE = 1e-7
 #: Gradient at which the solution for the cells of all folds is near enough to start from.
 _NEAR = 1e-4
-#: Passes over the cells after which a new Hessian is worth its time, for one fold and for all of them.
+#: Steps after which a new Hessian is worth its time, for one fold and for all of them.
 _ALONE, _TOGETHER = 8, 16
 _RENEWALS = 100
 #: Entries of a block of cells.
@@ -329,12 +329,12 @@ def _descend(
     w, k = w.copy(), w.shape[1]
     loss, gradient = problem.evaluate(w, mixture)
     seen: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in range(k)]
-    passes, length, ahead = np.ones(k, dtype=np.intp), np.ones(k), np.zeros_like(w)
-    for _ in range(most):
+    passes, taken, length, ahead = np.ones(k, dtype=np.intp), np.zeros(k, dtype=np.intp), np.ones(k), np.zeros_like(w)
+    while True:
         arrived = problem.size(gradient, mixture) <= tolerance
-        going = np.flatnonzero(~arrived & (length > 1e-6))
+        going = np.flatnonzero(~arrived & (taken < most) & (length > 1e-6))
         if not len(going):
-            break
+            return w, arrived, passes
         fresh = going[length[going] == 1]
         if len(fresh):
             ahead[:, fresh] = curvature.direction(gradient[:, fresh], [seen[i] for i in fresh])
@@ -351,4 +351,4 @@ def _descend(
             if step @ change > 0:
                 seen[i].append((step, change))
             w[:, i], gradient[:, i], loss[i], length[i] = there[:, j], slope[:, j], value[j], 1
-    return w, problem.size(gradient, mixture) <= tolerance, passes
+            taken[i] += 1
