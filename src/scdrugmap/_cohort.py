@@ -24,6 +24,9 @@ ALL = "all"
 #: P(sensitive) above which a cell is called sensitive; a tie is no evidence and stays with the first class, as in scikit-learn.
 THRESHOLD = 0.5
 _KNOWN = {SENSITIVE: 1, RESISTANT: 0}
+_UNREADABLE = -2
+#: Names that enter the digest at a time.
+_CHUNK = 65536
 _NONE = ("", "unknown", "nan", "none", "na", "<na>")
 
 
@@ -53,10 +56,12 @@ def encode(values: Any, argument: str = "label_key") -> np.ndarray:
     [1, 0, -1]
     """
     raw = pd.Series(np.asarray(values, dtype=object), dtype=object)
-    text = raw.map(lambda v: "" if pd.isna(v) else str(v).strip().lower())
-    codes = text.map(_KNOWN | dict.fromkeys(_NONE, -1))
-    if codes.isna().any():
-        found = raw[codes.isna()].value_counts()
+    codes, known = pd.factorize(raw)  # a value is read once, however many cells have it
+    meaning = _KNOWN | dict.fromkeys(_NONE, -1)
+    y = np.array([*(meaning.get(_plain(v), _UNREADABLE) for v in known), -1], dtype=np.int8)[codes]
+    if (y == _UNREADABLE).any():
+        text = raw.map(lambda v: "" if pd.isna(v) else _plain(v))
+        found = raw[y == _UNREADABLE].value_counts()
         shown = ", ".join(f"{label!r} ({n} cells)" for label, n in zip(map(_bare, found.index), found, strict=True))
         column = getattr(values, "name", None)
         there = "<column>" if column is None else repr(column)
@@ -68,7 +73,11 @@ def encode(values: Any, argument: str = "label_key") -> np.ndarray:
             f"say what each label means: sd.pp.harmonize_response(adata, {there}, mapping="
             f"{mapping_for(raw[text.map(lambda t: t not in _NONE)].value_counts().index[:20])}){use}.",
         )
-    return codes.to_numpy(dtype=np.int8)
+    return y
+
+
+def _plain(value: Any) -> str:
+    return str(value).strip().lower()
 
 
 def _bare(value: Any) -> Any:
@@ -168,7 +177,8 @@ class Cohort:
         digest = hashlib.sha256(np.ascontiguousarray(self.y).tobytes())
         for column in (self.names, self.sample, self.study):
             if column is not None:
-                digest.update("\x1f".join(map(str, column)).encode())
+                for i in range(0, len(column), _CHUNK):
+                    digest.update((("\x1f" if i else "") + "\x1f".join(map(str, column[i : i + _CHUNK]))).encode())
         return digest.hexdigest()
 
     @cached_property
@@ -251,11 +261,11 @@ def read_cohort(
     found: dict[str, np.ndarray] = {}
     for name, key in (("study", study_key), ("sample", sample_key), ("patient", patient_key)):
         if key is not None and (name in need or key in adata.obs):
-            values = _anndata.obs_column(adata, key, f"{name}_key").astype(object).to_numpy(copy=True)
-            absent = np.asarray(pd.isna(values))
+            column = _anndata.obs_column(adata, key, f"{name}_key")
+            absent = column.isna().to_numpy()
             if name != "patient":
                 refuse_absent(absent & (y >= 0), f"{name}_key", key, name)
-            text = values.astype(str).astype(object)
+            text = _shared_text(column)
             text[absent] = None if name == "patient" else ""
             found[name] = text
     study = found.get("study", np.full(n, ALL))
@@ -269,7 +279,7 @@ def read_cohort(
             found["patient"] = _qualified(study, found["patient"])
             found["patient"][unknown] = None
     extra = {c: _anndata.obs_column(adata, c, "by").to_numpy() for c in columns}
-    names = adata.obs_names.to_numpy().astype(str)
+    names = adata.obs_names.to_numpy(dtype=object)
     cohort = Cohort(y, sample, study, found.get("patient"), extra, None, names)
     batch, source = read_batch(adata, sample_key=sample_key, study_key=study_key)
     by: Any = (sample_key if sample_key in adata.obs else None) if groups is None else groups or None
@@ -336,10 +346,10 @@ def read_batch(
         return _anndata.obs_text(adata, key, "context"), f"obs[{key!r}]"
     if sample_key not in adata.obs:
         return None, "one batch"
-    samples = _anndata.as_text(adata.obs[sample_key])
+    samples = _shared_text(adata.obs[sample_key])
     if study_key not in adata.obs:
         return samples, f"obs[{sample_key!r}]"
-    return _qualified(_anndata.as_text(adata.obs[study_key]), samples), f"obs[{sample_key!r}]"
+    return _qualified(_shared_text(adata.obs[study_key]), samples), f"obs[{sample_key!r}]"
 
 
 def refuse_absent(absent: np.ndarray, argument: str, key: str, what: str) -> None:
@@ -359,5 +369,18 @@ def refuse_absent(absent: np.ndarray, argument: str, key: str, what: str) -> Non
         )
 
 
+def _shared_text(column: pd.Series) -> np.ndarray:
+    """Return the values of a column as text, ``"nan"`` where one is missing; cells of one value share one string."""
+    if not isinstance(column.dtype, pd.CategoricalDtype):
+        column = pd.Series(_anndata.as_text(column), dtype=object).astype("category")
+    names = np.array([*map(str, column.cat.categories), "nan"], dtype=object)
+    return names[column.cat.codes.to_numpy()]
+
+
 def _qualified(study: np.ndarray, names: np.ndarray) -> np.ndarray:
-    return np.char.add(np.char.add(study.astype(str), "/"), names.astype(str)).astype(object)
+    """Return names that are different in different studies; cells of one name share one string."""
+    at, studies = pd.factorize(study)
+    own, known = pd.factorize(names, use_na_sentinel=False)
+    pair, pairs = pd.factorize(at * len(known) + own)
+    text = [f"{studies[p // len(known)]}/{known[p % len(known)]}" for p in pairs]
+    return np.array(text, dtype=object)[pair]

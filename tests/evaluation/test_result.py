@@ -17,7 +17,8 @@ from scdrugmap._keys import SAME_SAMPLE
 from scdrugmap._metrics import METRICS, Sums
 from scdrugmap.evaluation.result import result as module
 from scdrugmap.evaluation.result.result import BenchmarkResult
-from scdrugmap.evaluation.result.statistics import corrected_t, interval, permutation_pvalue
+from scdrugmap.evaluation.result.significance import corrected_t, permutation_pvalue
+from scdrugmap.evaluation.result.statistics import interval
 from scdrugmap.evaluation.result.summary import summarise
 
 

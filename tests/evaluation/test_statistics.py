@@ -10,17 +10,8 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from scdrugmap._metrics import METRICS, evaluate, resolve_metrics
-from scdrugmap.evaluation.result.statistics import (
-    blocks_of,
-    bootstrap_weights,
-    corrected_t,
-    holm,
-    interval,
-    permutation_pvalue,
-    rank_models,
-    resampled,
-    strata_of,
-)
+from scdrugmap.evaluation.result.significance import corrected_t, holm, permutation_pvalue, rank_models
+from scdrugmap.evaluation.result.statistics import blocks_of, bootstrap_weights, interval, resampled, strata_of
 
 
 def predictions(n_groups=12, cells=15, strength=0.8, seed=0):

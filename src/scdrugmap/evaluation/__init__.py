@@ -13,7 +13,8 @@ _getattr, _dir, _names = _lazy.attach(
         "grid.grid": ["make_partitions", "run_grid"],
         "result.result": ["BenchmarkResult"],
         "splits.folds": ["Fold", "Partition", "assign_folds", "cell_folds", "group_folds", "leave_one_out"],
-        "result.statistics": ["Interval", "Ranking", "corrected_t", "holm", "permutation_pvalue", "rank_models"],
+        "result.significance": ["Ranking", "corrected_t", "holm", "permutation_pvalue", "rank_models"],
+        "result.statistics": ["Interval"],
         "grid.store": ["Outcome", "RunStore", "Unit"],
     },
 )

@@ -14,6 +14,8 @@ from scdrugmap._errors import InputError
 
 #: Components that a sample probe looks at; the covariance of thousands of features took half of a run.
 PROBED = 100
+#: Cells that are checked and predicted, and to which a fitted representation is applied, at once.
+BLOCK = 8192
 Predict = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
 
@@ -203,32 +205,39 @@ def fit_predict(
     from scdrugmap.heads.fit import fit_folds, fit_with
     from scdrugmap.heads.make import head_on, make_head
 
-    usable = np.isfinite(X).all(axis=1)
-    clean = X if usable.all() else np.where(usable[:, None], X, np.float32(0))
-    trains = [train[usable[train]] for train, _ in folds]
-    for (train, _), kept in zip(folds, trains, strict=True):
-        if len(np.unique(y[kept])) < 2:
-            raise ValueError(f"only {len(kept)} of {len(train)} training cells have an embedding, of one class")
+    usable = np.concatenate([np.isfinite(X[i : i + BLOCK]).all(axis=1) for i in range(0, len(X), BLOCK)] or [[]])
+    kept = folds
+    if not usable.all():
+        X = np.where(usable[:, None], X, np.float32(0))
+        kept = [(train[usable[train]], test[usable[test]]) for train, test in folds]
+    for (train, _), (trained, _) in zip(folds, kept, strict=True):
+        if len(np.unique(y[trained])) < 2:
+            raise ValueError(f"only {len(trained)} of {len(train)} training cells have an embedding, of one class")
     made = head_on(make_head(head.spec, random_state=seed, **head.options), head.device)
-    tests = [test[usable[test]] for _, test in folds]
     if adapt == "none":
-        fitted = fit_folds(made, clean, y, trains, groups)
-        asked = [clean[test] for test in tests]
+        fitted = fit_folds(made, X, y, [train for train, _ in kept], groups)
+        known = [_probabilities(model, X, test) for model, (_, test) in zip(fitted, kept, strict=True)]
     else:
         assert study is not None
-        fitted, asked = [], []
-        for train, test in zip(trains, tests, strict=True):
-            adaptation = Adaptation.fit(clean[train], study[train], adapt)
-            X_train = adaptation(clean[train], study[train], training=True)
-            fitted.append(fit_with(made, X_train, y[train], None if groups is None else groups[train]))
-            asked.append(adaptation(clean[test], study[test]))
+        known = []
+        for train, test in kept:
+            adaptation = Adaptation.fit(X[train], study[train], adapt)
+            X_train = adaptation(X[train], study[train], training=True)
+            model = fit_with(made, X_train, y[train], None if groups is None else groups[train])
+            adapted = adaptation(X[test], study[test])
+            known.append(_probabilities(model, adapted, np.arange(len(test))))
     out = []
-    for (_, test), train, model, X_test in zip(folds, trains, fitted, asked, strict=True):
-        score = np.full(len(test), float(y[train].mean()))
-        if len(X_test):
-            score[usable[test]] = model.predict_proba(X_test)[:, list(model.classes_).index(1)]
-        out.append(score)
+    for (_, test), (train, _), score in zip(folds, kept, known, strict=True):
+        out.append(np.full(len(test), float(y[train].mean())))
+        out[-1][usable[test]] = score
     return out
+
+
+def _probabilities(model: Any, X: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """P(sensitive) of some rows, read a block at a time."""
+    second = list(model.classes_).index(1)
+    parts = (rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK))
+    return np.concatenate([model.predict_proba(X[part])[:, second] for part in parts] or [[]])
 
 
 def probe_halves(sample: np.ndarray, seed: int, most: int = 5000) -> tuple[np.ndarray, np.ndarray]:

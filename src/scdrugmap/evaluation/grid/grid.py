@@ -169,7 +169,7 @@ def run_grid(
         "n_failed": len(done.failures), "seconds_grid": done.seconds, "seconds_total": time.perf_counter() - start,
     }  # fmt: skip
     frame = pd.DataFrame({"name": cells.names if cells.names is not None else np.arange(len(cells.y)).astype(str)})
-    frame = frame.assign(y=cells.y, sample=cells.sample.astype(str), study=cells.study.astype(str))
+    frame = frame.assign(y=cells.y, sample=cells.sample, study=cells.study)
     if cells.patient is not None:
         frame["patient"] = cells.patient
     result = BenchmarkResult(

@@ -71,7 +71,7 @@ def read_cells(
         raise UnknownNameError("duplicates", duplicates, ["merge", "ignore"])
     cohort = read_cohort(
         adata, label_key=label_key, study_key=study_key, sample_key=sample_key, patient_key=patient_key,
-        columns=columns, need=need,
+        columns=columns, need=need, groups=False,
     )  # fmt: skip
     if duplicates == "ignore":
         return cohort

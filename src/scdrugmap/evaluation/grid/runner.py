@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from scdrugmap._cohort import Cohort
 from scdrugmap._errors import InputError
@@ -281,7 +282,7 @@ def _payload(cells: Cohort, counts: Counted | None, seed: int, store: RunStore |
         "study": cells.study.astype(str),
         "counts": None if counts is None else portable(counts.X),
         "genes": None if counts is None else counts.genes,
-        "batch": np.zeros(len(cells.y)) if cells.batch is None else np.unique(cells.batch, return_inverse=True)[1],
+        "batch": np.zeros(len(cells.y)) if cells.batch is None else pd.factorize(cells.batch, sort=True)[0],
         "seed": seed,
         "store": None if store is None else str(store.path.resolve()),
     }

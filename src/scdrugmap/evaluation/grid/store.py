@@ -121,7 +121,7 @@ class RunStore:
         write_json(self.path / "manifests" / f"{key}.json", dict(outcome.manifest))
         frame = pd.DataFrame({k: getattr(outcome, k) for k in ("row", "y", "score", "pred")})
         for name, value in outcome.unit.where.items():
-            frame[name] = pd.Categorical([value] * len(frame), categories=[value])
+            frame[name] = pd.Categorical.from_codes(np.zeros(len(frame), dtype=np.int8), [value])
         with atomic_path(target) as temporary:
             frame.to_parquet(temporary, index=False)
 

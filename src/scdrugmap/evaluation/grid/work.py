@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,16 +13,22 @@ import numpy as np
 
 from scdrugmap._cohort import call
 from scdrugmap._logging import get_logger
-from scdrugmap.evaluation.grid.contenders import Contender, Head, fit_predict, probe_halves, rule_scores, sample_probe
+from scdrugmap.evaluation.grid.contenders import (
+    BLOCK,
+    Contender,
+    Head,
+    fit_predict,
+    probe_halves,
+    rule_scores,
+    sample_probe,
+)
 from scdrugmap.evaluation.grid.store import Outcome, RunStore, Unit
-from scdrugmap.evaluation.splits.folds import Partition
+from scdrugmap.evaluation.splits.folds import Fold, Partition
 
 #: Strategy of the units that predict the sample instead of the response.
 PROBE = "sample_probe"
 #: Its classifier; another name than in version 0.1, which looked at all features.
 PROBE_HEAD = "lda on components"
-#: Rows that a fitted representation is applied to at once; bounds the memory where the counts are in a file.
-BLOCK = 8192
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,21 +91,33 @@ def _predictions(task: Task, y: np.ndarray, groups: tuple[np.ndarray, np.ndarray
         assert contender.predict is not None
         scores = [np.asarray(contender.predict(f.train, f.test, seed), dtype=float) for f in folds]
     else:
-        rows = np.unique(np.concatenate([np.concatenate([f.train, f.test]) for f in folds]))
-        local = [(np.searchsorted(rows, f.train), np.searchsorted(rows, f.test)) for f in folds]
+        rows, local = _taking_part(folds, len(y))
+        # Nothing is copied where all cells take part, as they mostly do.
+        at: Any = slice(None) if len(rows) == len(y) else rows
         if contender.kind == "array":
             assert contender.X is not None
-            X = contender.X[rows]
+            X = contender.X[at]
         else:
             X = fit_transform(contender, data, folds[0].train, rows, seed)
         for head in task.heads:
             scores += fit_predict(
-                X, y[rows], local, head, groups=sample[rows], seed=seed, adapt=contender.adapt, study=study[rows]
+                X, y[at], local, head, groups=sample[at], seed=seed, adapt=contender.adapt, study=study[at]
             )
     tests = [f.test for f in folds] * max(len(task.heads), 1)
     # A chat model may refuse a cell; whatever else predicts has an answer for each.
     asked = contender.strategy == "prompt"
     return [_part(test, y, score, may_abstain=asked) for test, score in zip(tests, scores, strict=True)]
+
+
+def _taking_part(folds: Sequence[Fold], n: int) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    """Rows of any fold, and training and test cells of each fold as positions in them."""
+    held = np.zeros(n, dtype=bool)
+    for f in folds:
+        held[f.train] = held[f.test] = True
+    if held.all():
+        return np.arange(n), [(f.train, f.test) for f in folds]
+    rows = np.flatnonzero(held)
+    return rows, [(np.searchsorted(rows, f.train), np.searchsorted(rows, f.test)) for f in folds]
 
 
 def _part(test: np.ndarray, y: np.ndarray, score: np.ndarray, *, may_abstain: bool = False) -> Part:
@@ -119,10 +138,12 @@ def _probe(task: Task, sample: np.ndarray, data: Data, seed: int) -> Part:
         return (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64))
     if contender.kind == "array":
         assert contender.X is not None
-        X = contender.X[rows]
+        asked = np.sort(np.concatenate([train, test]))
+        X, groups = contender.X[rows[asked]], sample[rows[asked]]
+        called = sample_probe(X, groups, np.searchsorted(asked, train), np.searchsorted(asked, test))
     else:
         X = fit_transform(contender, data, rows[train], rows, seed)
-    called = sample_probe(X, sample[rows], train, test)
+        called = sample_probe(X, sample[rows], train, test)
     return rows[test], sample[rows][test].astype(np.int64), np.full(len(test), np.nan, np.float32), called
 
 

@@ -17,6 +17,8 @@ from scdrugmap.evaluation.splits.folds import Fold, Partition
 #: Fields of a result that are Parquet files of their own.
 FRAMES = ("table", "predictions", "cells", "data")
 _PLACE = ("setting", "split", "by", "category")
+#: Rows of the folds that are written at a time.
+_ROWS = 1 << 18
 
 
 #: Columns of a unit; a frame without any unit has them, too.
@@ -54,10 +56,11 @@ def save(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError("path", folder, error) from None
-    folds = pd.concat([p.to_frame() for p in partitions], ignore_index=True)
-    for name, frame in [*frames.items(), ("partitions", folds)]:
+    for name, frame in frames.items():
         with atomic_path(folder / f"{name}.parquet") as temporary:
             frame.to_parquet(temporary, index=False)
+    with atomic_path(folder / "partitions.parquet") as temporary:
+        _write_folds(temporary, partitions)
     about = {
         "info": dict(info),
         "units": json.loads(units.to_json(orient="records")),
@@ -68,6 +71,24 @@ def save(
         ],
     }
     write_json(folder / "result.json", about, indent=None)
+
+
+def _write_folds(path: Path, partitions: Sequence[Partition]) -> None:
+    """Write one row per cell, fold and side, some at a time: their names take far more memory than in the file."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    names = (*_PLACE, "fold", "side")
+    schema = pa.schema([*((name, pa.string()) for name in names), ("row", pa.int64())])
+    with parquet.ParquetWriter(path, schema) as file:
+        for p in partitions:
+            for fold in p.folds:
+                for side, rows in (("train", fold.train), ("test", fold.test)):
+                    where = (*(getattr(p, k) for k in _PLACE), fold.name, side)
+                    for i in range(0, len(rows), _ROWS):
+                        part = rows[i : i + _ROWS]
+                        columns = [pa.repeat(pa.scalar(value, pa.string()), len(part)) for value in where]
+                        file.write_table(pa.table([*columns, pa.array(part, pa.int64())], schema=schema))
 
 
 def load(folder: Path) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from scdrugmap._keys import SAME_SAMPLE
 from scdrugmap._metrics import METRICS
 from scdrugmap.evaluation.result.headline import headlines
 from scdrugmap.evaluation.result.levels import ANSWERED
-from scdrugmap.evaluation.result.statistics import FEW_GROUPS, holm
+from scdrugmap.evaluation.result.significance import holm
+from scdrugmap.evaluation.result.statistics import FEW_GROUPS
 from scdrugmap.evaluation.result.why import why
 from scdrugmap.figures import axes as _axes
 from scdrugmap.figures.benchmark import benchmark

@@ -18,7 +18,7 @@ from scdrugmap.evaluation.result.files import FRAMES, load, printable, save, tex
 from scdrugmap.evaluation.result.levels import ANSWERED, LEVELS, PLACE
 from scdrugmap.evaluation.result.predictions import Frames
 from scdrugmap.evaluation.result.report import write_report
-from scdrugmap.evaluation.result.statistics import Ranking, rank_models
+from scdrugmap.evaluation.result.significance import Ranking, rank_models
 from scdrugmap.evaluation.result.summary import compare_predictions, permutation_table, summarise
 from scdrugmap.evaluation.splits.folds import Partition
 

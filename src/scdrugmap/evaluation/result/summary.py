@@ -11,13 +11,8 @@ import pandas as pd
 from scdrugmap._metrics import Metric
 from scdrugmap.evaluation.result.levels import PLACE
 from scdrugmap.evaluation.result.predictions import CATEGORY, Frames, Predictions
-from scdrugmap.evaluation.result.statistics import (
-    Interval,
-    corrected_t,
-    holm,
-    interval,
-    permutation_pvalue,
-)
+from scdrugmap.evaluation.result.significance import corrected_t, holm, permutation_pvalue
+from scdrugmap.evaluation.result.statistics import Interval, interval
 
 CALLS_ONLY = "from calls of 0 or 1, not from probabilities"
 CONTENDER = ["model", "strategy", "head"]
