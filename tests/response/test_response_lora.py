@@ -314,7 +314,7 @@ def test_the_best_epoch_is_kept_whether_training_stops_or_runs_out(trainers, pat
     predictor = sd.tl.train(adata, tiny(Masked), lora_options=options, **QUICK)
     losses = [v["loss"] for v in predictor.training["validation"]]
     best = int(np.argmin(losses))
-    assert predictor.training["lora"]["best_epoch"] == best + 1 and losses[-1] > losses[best] + 0.01
+    assert predictor.training["lora"]["best_epoch"] == best + 1 and losses[-1] > losses[best] + 0.005
     assert len(losses) == (best + 3 if patience == 2 else 12)
     held = np.concatenate(trainers[0].cells.held_out)
     score = predictor.predict(adata)["score"].to_numpy(float)[held]
