@@ -308,13 +308,13 @@ def trainers(monkeypatch):
 def test_the_best_epoch_is_kept_whether_training_stops_or_runs_out(trainers, patience):
     """On labels without meaning the validation loss soon rises, so that the last epoch is not the best."""
     adata = cells(n_samples=16)
-    sensitive = np.random.default_rng(0).permutation(16)[adata.obs["sample"].str[1:].astype(int)] % 2 == 1
+    sensitive = np.random.default_rng(1).permutation(16)[adata.obs["sample"].str[1:].astype(int)] % 2 == 1
     adata.obs["response"] = np.where(sensitive, "sensitive", "resistant")
     options = {"epochs": 12, "lr": 5e-2, "batch_size": 16, "patience": patience, "early_stopping": True}
     predictor = sd.tl.train(adata, tiny(Masked), lora_options=options, **QUICK)
     losses = [v["loss"] for v in predictor.training["validation"]]
     best = int(np.argmin(losses))
-    assert predictor.training["lora"]["best_epoch"] == best + 1 and losses[-1] > losses[best] + 0.005
+    assert predictor.training["lora"]["best_epoch"] == best + 1 and losses[-1] > losses[best] + 0.01
     assert len(losses) == (best + 3 if patience == 2 else 12)
     held = np.concatenate(trainers[0].cells.held_out)
     score = predictor.predict(adata)["score"].to_numpy(float)[held]
