@@ -361,7 +361,9 @@ def test_cluster_that_loses_a_worker_gives_the_serial_numbers(checkpoint, tmp_pa
     ((n, victim),) = killed
     assert victim in before and n < 12
     assert len(starts.read_text().split()) > 12
-    assert sorted(loads.read_text().split()) == sorted(before)
+    # Once in each process, however the scheduler shared the chunks between them.
+    loaded = loads.read_text().split()
+    assert loaded and len(loaded) == len(set(loaded)) and set(loaded) <= before
     same(adata.obsm["X_tgpt"], expected)
 
 
