@@ -7,7 +7,8 @@ The published way: one fold after the other; a Python ``DataLoader`` over single
     python benchmarks/heads.py --folds 2 --epochs 1   # a quick look
 
 Prints both times, their ratio, and the rate of both sides as a share of what this machine reaches in one large matrix product
-of the same precision: a float32 head cannot be faster than that.
+of the same precision: a float32 head cannot be faster than that. Beside it stands what the products of a step reach by
+themselves, without gathering, activations and AdamW: batches of 128 read and write parameters that no cache holds.
 """
 
 from __future__ import annotations
@@ -83,6 +84,31 @@ def machine_rate(device: str, dtype: torch.dtype, n: int = 4096, repeats: int = 
     return 2 * n**3 / best
 
 
+def products_rate(device: str, heads: int, d: int, hidden: int, batch: int = 128, seconds: float = 2.0) -> float:
+    """Floating-point operations per second of the matrix products of a step of all heads, and of nothing else."""
+    sizes = ((d, hidden), (hidden, hidden))
+    W = [torch.randn(heads, i, o, device=device) for i, o in sizes]
+    grad = [torch.empty_like(w) for w in W]
+    x, h, out = (torch.randn(heads, batch, width, device=device) for width in (d, hidden, hidden))
+
+    def step() -> None:
+        torch.bmm(x, W[0], out=h)
+        torch.bmm(h, W[1], out=out)
+        torch.bmm(h.mT, out, out=grad[1])
+        torch.bmm(out, W[1].mT, out=h)
+        torch.bmm(x.mT, h, out=grad[0])
+        for tensor in (h, out):
+            tensor.fill_(1.0)
+        out[0, 0, 0].item()
+
+    step()
+    start, steps = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        step()
+        steps += 1
+    return steps * heads * batch * 2 * (2 * d * hidden + 3 * hidden**2) / (time.perf_counter() - start)
+
+
 def logistic(X: np.ndarray, y: np.ndarray, folds: list[np.ndarray], few: int) -> None:
     """Print the time of ``logistic`` on all folds beside scikit-learn's default solver on a few of them."""
     from sklearn.linear_model import LogisticRegression
@@ -115,7 +141,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--only-batched", action="store_true", help="leave the published way out")
+    parser.add_argument(
+        "--published-folds", type=int, default=2, help="folds that train the published way; 0 leaves it out"
+    )
+    parser.add_argument("--only-perceptrons", action="store_true", help="leave logistic regression out")
     parser.add_argument("--only-logistic", action="store_true", help="leave the perceptrons out")
     args = parser.parse_args()
     rates = {"float32": machine_rate(args.device, torch.float32)}
@@ -135,19 +164,34 @@ def main() -> None:
         folds = np.array_split(rng.permutation(args.cells), args.folds)
         mixing = rng.normal(size=(d, d)) / np.arange(1, d + 1)[:, None]
         dependent = (rng.normal(size=(args.cells, d)) @ mixing + 5).astype(np.float32)
-        logistic(X, y, folds, 1)
-        logistic(dependent, y, folds, 1)
+        if not args.only_perceptrons:
+            logistic(X, y, folds, 1)
+            logistic(dependent, y, folds, 1)
         if args.only_logistic:
             continue
         trained = args.cells * (args.folds - 1) * args.epochs
         h = args.hidden
         flop = trained * 2 * (2 * d * h + 3 * h * h + 3 * h)
-        slow = None if args.only_batched else published(X, y, folds, args.epochs, h, args.device)
+        few = folds[: args.published_folds]
+        slow = published(X, y, few, args.epochs, h, args.device) * len(folds) / len(few) if few else None
         if slow:
             share = flop / slow / rates["float32"]
-            print(f"{args.cells:,} x {d:,}  published way            {slow:8.1f} s  {share:6.1%} of the matrix rate")
+            scaled = "" if len(few) == len(folds) else f" (from {len(few)} folds)"
+            print(
+                f"{args.cells:,} x {d:,}  published way            {slow:8.1f} s  {share:6.1%} of the matrix rate{scaled}",
+                flush=True,
+            )
+        alone = products_rate(args.device, args.folds, d, h)
+        limit = f", at most {slow * alone / flop:.1f}x" if slow else ""
+        print(
+            f"{args.cells:,} x {d:,}  the products of a step alone {flop / alone:8.1f} s  {alone / rates['float32']:6.1%} of the "
+            f"matrix rate{limit}",
+            flush=True,
+        )
         for precision, rate in rates.items():
             fast = batched(X, y, folds, args.epochs, h, device=args.device, precision=precision)
+            after = machine_rate(args.device, getattr(torch, precision))
+            rate = (rate + after) / 2
             ratio = f"  {slow / fast:5.1f}x" if slow else ""
             share = flop / fast / rate
             print(

@@ -68,7 +68,9 @@ class Layers(nn.Module):
         self.layers = nn.ModuleList(encoder_layer(b, d, b.attention.heads, hidden, "relu") for b in net.blocks)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        x = self.embed(batch)
+        # Frozen, but no part of the module that peft freezes.
+        with torch.no_grad():
+            x = self.embed(batch)
         for layer in self.layers:
             x = layer(x, src_key_padding_mask=~batch["mask"])
         return x[:, 0]

@@ -37,3 +37,17 @@ def test_everything_public_can_be_reached():
     for room in (sd, sd.pp, sd.tl, sd.pl, sd.models, sd.datasets, sd.testing):
         for name in dir(room):
             assert getattr(room, name) is not None
+
+
+def test_a_benchmark_of_logistic_heads_needs_no_torch():
+    code = """
+import sys, numpy as np, anndata as ad, scdrugmap as sd
+a = ad.AnnData(np.zeros((48, 2), "float32"))
+a.obs["sample"] = np.repeat([f"s{i}" for i in range(6)], 8)
+a.obs["response"] = np.where(np.arange(48) // 8 % 2, "sensitive", "resistant")
+a.obsm["X_mine"] = np.random.default_rng(0).normal(size=(48, 4)).astype("float32")
+sd.tl.benchmark(a, models="X_mine", head="logistic", n_folds=3, baselines=["majority"], rng=0)
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "False"

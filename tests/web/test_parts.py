@@ -148,6 +148,43 @@ def test_a_job_outlives_the_expiry_of_its_file(server: Any) -> None:
         uploads.delete(server, upload.id)
 
 
+@pytest.mark.parametrize("by", ["keeper", "visitor"])
+def test_the_link_of_an_expired_job_says_so_and_nothing_else(server: Any, by: str) -> None:
+    from scdrugmap.web import jobs
+    from scdrugmap.web.database import Job, session
+    from scdrugmap.web.keeper import expire
+    from scdrugmap.web.problems import Problem
+
+    job = jobs.new_job(
+        server, "somebody", {"kind": "predict", "options": {}, "query": "secret"}, "Predict: patient.h5ad"
+    )
+    job.state, job.expires = "done", time.time() - 1
+    with session(server.engine) as db:
+        db.add(job)
+    place = jobs.folder(server, job.id) / "result" / "files"
+    place.mkdir(parents=True)
+    (place / "table.csv").write_text("cell,score\n")
+    if by == "keeper":
+        expire(server)
+    found = jobs.find(server, job.id)
+    assert not jobs.folder(server, job.id).exists()
+    kept = repr({name: getattr(found, name) for name in (c.name for c in Job.__table__.columns)})
+    assert found.state == "expired" and not any(word in kept for word in ("patient", "secret", "somebody"))
+    said = jobs.describe(server, found)
+    assert said["files"] == [] and "Upload the file again" in said["reason"]
+    with pytest.raises(Problem) as refused:
+        jobs.again(server, "somebody", job.id)
+    assert refused.value.status == 410
+    with session(server.engine) as db:
+        db.get(Job, job.id).expires = time.time() - 1
+    expire(server)
+    with pytest.raises(Problem) as gone:
+        jobs.find(server, job.id)
+    assert gone.value.status == 404
+    with session(server.engine) as db:
+        assert db.get(Job, job.id) is None
+
+
 def test_a_card_shows_no_markup_of_strangers() -> None:
     from scdrugmap.web.render import card
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from scdrugmap._errors import CheckpointError, InputError, UnknownNameError
 from scdrugmap._files import write_text
+from scdrugmap.lora.dropout import use_adapter_dropout
 
 
 class LoRAOptions(BaseModel):
@@ -153,6 +154,7 @@ def attach(model: Any, options: LoRAOptions, seed: int) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model.network = get_peft_model(model.network, config)
+    use_adapter_dropout(model.network)
     return model.network
 
 

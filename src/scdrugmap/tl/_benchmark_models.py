@@ -207,7 +207,8 @@ def check_options(
     from scdrugmap.models import registry
 
     names = {*models, *(m for m in models.values() if isinstance(m, str)), *inputs.BASELINES}
-    cards = {registry.get(n).card.key for n in names if _known(n)}
+    # Asking for the card of a network brings PyTorch.
+    cards = {registry.get(n).card.key for n in names if _known(n)} if options else set()
     for name in options:
         key = registry.get(name).card.key if _known(name) else name
         if name not in names and key not in cards:
@@ -215,7 +216,7 @@ def check_options(
                 "embed_options", name, sorted(names), "options go by the name of a model that takes part."
             )
     if lora_options:
-        from scdrugmap.lora.adapters import LoRAOptions
+        from scdrugmap.lora.adapters import LoRAOptions  # brings PyTorch
 
         try:
             LoRAOptions(**lora_options)

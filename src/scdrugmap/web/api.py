@@ -100,7 +100,7 @@ class Made(BaseModel):
 
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    n: {"model": Error} for n in (400, 401, 403, 404, 409, 413, 422, 429, 503, 507)
+    n: {"model": Error} for n in (400, 401, 403, 404, 409, 410, 413, 422, 429, 503, 507)
 }
 _ANSWER: dict[str, Any] = {"responses": _ERRORS}
 _LEAN: dict[str, Any] = {"response_model_exclude_none": True, **_ANSWER}

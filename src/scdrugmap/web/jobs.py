@@ -17,6 +17,8 @@ from scdrugmap.web.problems import Problem, not_found
 from scdrugmap.web.state import Server
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9_-]{22,64}")
+#: Seconds for which a link still says that its result has expired.
+REMEMBERED = 90 * 86_400
 _SAFE_FILE = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
 
@@ -73,12 +75,34 @@ def new_job(server: Server, owner: str, request: dict[str, Any], title: str, *, 
 
 def find(server: Server, job_id: str) -> Job:
     """The job under a secret, or the uniform 404."""
+    job = None
     if _SAFE_ID.fullmatch(job_id):
         with session(server.engine) as db:
             job = db.get(Job, job_id)
-            if job is not None and (job.expires > time.time() or job.state in WAITING):
-                return job
-    raise not_found()
+        if job is not None and job.state not in WAITING and job.expires <= time.time():
+            job = expire(server, job_id)
+    if job is None:
+        raise not_found()
+    return job
+
+
+def expire(server: Server, job_id: str) -> Job | None:
+    """Delete the files of a job past its time and what was asked; for a while its link says so, then nothing is left."""
+    now = time.time()
+    with session(server.engine) as db:
+        job = db.get(Job, job_id)
+        if job is not None and job.state == "expired" and job.expires <= now:
+            db.delete(job)
+            job = None
+        elif job is not None and job.state != "expired":
+            job.state, job.stage, job.title, job.request = "expired", "expired", "A result past its time", {}
+            job.owner, job.reason = (
+                "",
+                "The result and the request were deleted when their time was over. Upload the file again.",
+            )
+            job.expires = now + REMEMBERED
+    shutil.rmtree(folder(server, job_id), ignore_errors=True)
+    return job
 
 
 def describe(server: Server, job: Job) -> dict[str, Any]:
@@ -134,7 +158,10 @@ def cancel(server: Server, job_id: str) -> Job:
 
 def again(server: Server, owner: str, job_id: str, *, limited: bool = False) -> Job:
     """The same request once more."""
-    return create(server, owner, dict(find(server, job_id).request), limited=limited)
+    job = find(server, job_id)
+    if job.state == "expired":
+        raise Problem(410, "expired", "The request was deleted with its result.", "Upload the file again.")
+    return create(server, owner, dict(job.request), limited=limited)
 
 
 def delete(server: Server, job_id: str) -> None:

@@ -55,7 +55,7 @@ def expire(server: Server) -> int:
         old_jobs = db.scalars(select(Job.id).where(Job.expires < now, Job.state.not_in(WAITING))).all()
         old_uploads = [u for u in db.scalars(select(Upload.id).where(Upload.expires < now)) if u not in busy]
     for job_id in old_jobs:
-        jobs.remove(server, job_id)
+        jobs.expire(server, job_id)
     for upload_id in old_uploads:
         with session(server.engine) as db:
             upload = db.get(Upload, upload_id)
