@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 import scdrugmap as sd
 from scdrugmap._errors import SpecError
 from scdrugmap.cli._app import app
-from scdrugmap.cli._io import read_cells
 from scdrugmap.cli._overwrite import refuse_own_input
+from scdrugmap.datasets.files import read_cells
 from scdrugmap.spec import EmbedSpec
 
 

@@ -18,8 +18,8 @@ import scdrugmap as sd
 from scdrugmap import _disk
 from scdrugmap._disk import DiskCounts, FileCounts, open_cells
 from scdrugmap._errors import InputError
-from scdrugmap.cli import _io
 from scdrugmap.cli._app import app
+from scdrugmap.datasets import files
 from scdrugmap.embedding.source import CountSource
 from scdrugmap.testing.cells import example_cells
 
@@ -220,7 +220,7 @@ def refuse_reading_whole(monkeypatch) -> None:
     def whole(*args, **kwargs):
         raise AssertionError("read as a whole")
 
-    monkeypatch.setattr(_io, "SMALL", 0)
+    monkeypatch.setattr(files, "SMALL", 0)
     monkeypatch.setattr(ad, "read_h5ad", whole)
 
 

@@ -112,6 +112,17 @@ def test_imports_point_down():
     assert not wrong, "\n".join(sorted(wrong))
 
 
+def test_command_line_and_server_stand_on_top():
+    wrong = []
+    for path, others in arrows(modules()).items():
+        for other in others:
+            rooms = (room_of(path), room_of(other))
+            starts = path.name == "_serve.py"  # the command that starts the server
+            if rooms[1] in ("cli", "web") and rooms[0] != rooms[1] and not starts:
+                wrong.append(f"{path.relative_to(ROOT)} imports {other.relative_to(ROOT)}")
+    assert not wrong, "\n".join(sorted(wrong))
+
+
 def test_no_circle_is_closed():
     graph = arrows(modules())
     graph.pop(ROOT / "__init__.py")

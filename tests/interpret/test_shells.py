@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import scdrugmap as sd
 from scdrugmap._errors import InputError
 from scdrugmap.cli._app import app
-from scdrugmap.cli._explain import read_explained
+from scdrugmap.study.explain import read_explained
 
 matplotlib.use("agg")
 pytestmark = pytest.mark.filterwarnings("ignore")

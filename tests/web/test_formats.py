@@ -88,7 +88,7 @@ def plain(cells: Any, path: Path) -> None:
 
 @pytest.mark.parametrize("write", [h5ad, h5mu, tenx, packed_zip, packed_tar, published, plain])
 def test_a_format_is_taken(write: Callable[[Any, Path], None], cells: Any, settings: Any, monkeypatch: Any) -> None:
-    from scdrugmap.cli._io import read_cells
+    from scdrugmap.datasets.files import read_cells
     from scdrugmap.web import checking, uploads
     from scdrugmap.web.database import migrate
     from scdrugmap.web.state import Server

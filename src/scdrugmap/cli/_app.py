@@ -111,7 +111,7 @@ def check(
     """
     import scdrugmap as sd
     from scdrugmap.cli._console import print_json
-    from scdrugmap.cli._io import open_cells
+    from scdrugmap.datasets.files import open_cells
 
     report = sd.pp.check(open_cells(input), layer=layer, label_key=label_key, mod=mod)
     if json:

@@ -10,7 +10,7 @@ import typer
 
 from scdrugmap.cli._console import print_table, progress
 from scdrugmap.cli._exit import FAILED, PARTLY
-from scdrugmap.cli._io import check_writable, write_frame
+from scdrugmap.datasets.files import check_writable, write_frame
 
 #: Columns for people; JSON and files hold all.
 SHOWN = ["model", "cells", "cells_per_second", "gflops", "matmul_gflops", "ratio", "network_share", "waiting_share",

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from scdrugmap.cli._console import console, print_table
-from scdrugmap.cli._io import check_writable, read_cells, write_frame
+from scdrugmap.datasets.files import check_writable, read_cells, write_frame
 
 #: Columns for people; JSON and files hold all.
 SHOWN = [

@@ -62,7 +62,7 @@ def fetch(
     Example: scdrugmap datasets fetch GSE140440 -o study.h5ad
     """
     import scdrugmap as sd
-    from scdrugmap.cli._io import check_writable, write_cells
+    from scdrugmap.datasets.files import check_writable, write_cells
 
     if output is not None:
         check_writable(output, ".h5ad")

@@ -13,9 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from scdrugmap._errors import ScDrugMapWarning
 from scdrugmap.cli._console import console, progress
-from scdrugmap.cli._io import write_frame
 from scdrugmap.cli._picture import draw_demo
 from scdrugmap.cli._runs import print_summary
+from scdrugmap.datasets.files import write_frame
 
 STEPS = (
     "simulate three studies",
@@ -97,7 +97,7 @@ def run_demo(folder: Path, seed: int) -> None:
     seed
         Seed of the simulation and of everything after it.
     """
-    from scdrugmap.cli._io import check_writable
+    from scdrugmap.datasets.files import check_writable
 
     check_writable(folder)
     with Steps() as steps:
@@ -106,7 +106,7 @@ def run_demo(folder: Path, seed: int) -> None:
         import pandas as pd
 
         import scdrugmap as sd
-        from scdrugmap.cli._io import write_cells
+        from scdrugmap.datasets.files import write_cells
         from scdrugmap.evaluation.grid.inputs import BASELINES
 
         adata = sd.datasets.simulate(n_cells=600, n_genes=500, rng=seed)

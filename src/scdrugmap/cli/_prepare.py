@@ -7,8 +7,8 @@ from typing import Any
 
 from scdrugmap._errors import SpecError
 from scdrugmap.cli._console import console, print_json
-from scdrugmap.cli._io import check_kind, check_writable, read_cells, write_cells
 from scdrugmap.cli._runs import RUN
+from scdrugmap.datasets.files import check_kind, check_writable, read_cells, write_cells
 from scdrugmap.spec import ConcatSpec, FileSpec, HarmonizeSpec
 
 

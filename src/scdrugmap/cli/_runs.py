@@ -13,8 +13,8 @@ from scdrugmap._errors import InputError, SpecError
 from scdrugmap._files import write_text
 from scdrugmap.cli._console import console, print_json, print_table, progress
 from scdrugmap.cli._exit import PARTLY
-from scdrugmap.cli._io import CELLS, check_kind, check_writable, open_cells, read_cells, write_cells, write_frame
 from scdrugmap.cli._overwrite import refuse_own_input
+from scdrugmap.datasets.files import CELLS, check_kind, check_writable, open_cells, read_cells, write_cells, write_frame
 from scdrugmap.spec import BenchmarkSpec, ExplainSpec, PredictSpec, RunSpec, TrainSpec, extra_of
 
 RUN = "scdrugmap_run"
@@ -34,9 +34,9 @@ def run(spec: RunSpec, as_json: bool = False) -> None:
     cells = read_cells(spec.input) if isinstance(spec, ExplainSpec) else open_cells(spec.input)
     check_kind(cells, spec.output)
     if isinstance(spec, ExplainSpec):
-        from scdrugmap.cli._explain import explain
+        from scdrugmap.study.explain import explain
 
-        return explain(spec, cells, as_json)
+        return _tell_explained(spec, *explain(spec, cells), as_json)
     spec, result = _call(spec, cells, quiet=as_json)
     if result is None:
         _write_annotated(spec, cells, as_json)
@@ -44,6 +44,14 @@ def run(spec: RunSpec, as_json: bool = False) -> None:
         _write_predictor(spec, result, as_json)
     else:
         _write_benchmark(spec, result, as_json)
+
+
+def _tell_explained(spec: ExplainSpec, report: Any, written: list[str], as_json: bool) -> None:
+    """Print the verdict of an explanation and what was written."""
+    if as_json:
+        return print_json(output=str(spec.output), ok=report.ok, reasons=report.reasons, files=written)
+    console.print(f"wrote {spec.output}/: {', '.join(written)}")
+    console.print(report.to_text(), markup=False)
 
 
 def _check(spec: RunSpec) -> None:
@@ -215,8 +223,8 @@ def remarks_on(table: Any) -> list[str]:
 
 def run_report(results: Path, output: Path, explained: Path | None = None) -> None:
     """Write the report of saved results, with what ``scdrugmap explain`` found where there is such a folder."""
-    from scdrugmap.cli._explain import read_explained
     from scdrugmap.evaluation import BenchmarkResult
+    from scdrugmap.study.explain import read_explained
 
     check_writable(output, ".html")
     file = results / "result" if (results / "result").is_dir() else results

@@ -49,7 +49,7 @@ def check_upload(
                 )
             stored = "cells.h5mu" if hasattr(cells, "mod") else "cells.h5ad"
             found = describe(cells)
-            from scdrugmap.cli._io import write_cells
+            from scdrugmap.datasets.files import write_cells
 
             write_cells(cells, place / stored)
     except ScDrugMapError as error:

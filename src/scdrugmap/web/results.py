@@ -50,7 +50,7 @@ def write_prediction(
     tell
         Where progress goes.
     """
-    from scdrugmap.cli._io import write_cells
+    from scdrugmap.datasets.files import write_cells
     from scdrugmap.web.slices import write_slices
 
     data = cells.mod[spec.mod] if hasattr(cells, "mod") else cells

@@ -69,7 +69,7 @@ class _Run:
 
     def _cells(self, role: str) -> Any:
         """Cells of an upload, or of a curated study."""
-        from scdrugmap.cli._io import read_cells
+        from scdrugmap.datasets.files import read_cells
 
         value = self.request[role]
         if not uploads.is_secret(value):
@@ -146,19 +146,15 @@ class _Run:
         write_benchmark(self.work, result, spec, notes)
 
     def _explain(self, _: list[Any]) -> None:
-        """The command ``scdrugmap explain``, whose files become those of the job."""
-        import contextlib
-        import io
-
-        from scdrugmap.cli._explain import explain
+        """Tables, figures and page of an explanation become the files of the job."""
+        from scdrugmap.study.explain import explain
         from scdrugmap.web.results import write_explanation
 
         folder = shelf.predictor_folder(self.server, self.request["predictor"])
         spec = self._spec(0, input="cells.h5ad", output=self.work / "files", predictor=folder)
         cells = self._cells("query")
         self.tell(stage="explaining", percent=20.0)
-        with contextlib.redirect_stdout(io.StringIO()):
-            explain(spec, cells, as_json=True)
+        explain(spec, cells)
         self.tell(stage="packing", percent=95.0)
         public = spec.model_copy(update={"output": Path("explained"), "predictor": Path("predictor")})
         write_explanation(self.work, public, folder)
@@ -166,7 +162,7 @@ class _Run:
     def _tool(self) -> None:
         """A tool that writes into the cells: run it and give the cells back."""
         import scdrugmap as sd
-        from scdrugmap.cli._io import write_cells
+        from scdrugmap.datasets.files import write_cells
         from scdrugmap.web.results import write_tool
 
         places: dict[str, Any] = {"input": "cells.h5ad", "output": "cells.h5ad"}

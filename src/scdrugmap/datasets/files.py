@@ -1,4 +1,4 @@
-"""Reading cells and making sure that results can be written, before anything is computed."""
+"""Files of cells and tables that a run reads and writes, and whether they can be written before anything is computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``scdrugmap explain``: tables, figures and one page about what a predictor looks at."""
+"""One run of all tools of interpretation: tables, figures and one page about what a predictor looks at."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from typing import Any
 
 from scdrugmap._errors import InputError, ScDrugMapWarning
 from scdrugmap._files import write_bytes, write_text
-from scdrugmap.cli._console import console, print_json
-from scdrugmap.cli._io import write_frame
+from scdrugmap.datasets.files import write_frame
 from scdrugmap.spec import ExplainSpec
 
 #: Rows of a table on the page.
@@ -22,7 +21,7 @@ SHOWN = 20
 TABLES = ("biomarkers", "attribution", "perturbation", "perturbation_ranking", "pathways")
 
 
-def explain(spec: ExplainSpec, cells: Any, as_json: bool) -> None:
+def explain(spec: ExplainSpec, cells: Any) -> tuple[Any, list[str]]:
     """Run the tools of interpretation one after the other and write what they found.
 
     Parameters
@@ -31,8 +30,10 @@ def explain(spec: ExplainSpec, cells: Any, as_json: bool) -> None:
         What to run.
     cells
         AnnData or MuData; annotated in memory, the file stays as it is.
-    as_json
-        Print what was written as JSON.
+
+    Returns
+    -------
+    The report of :func:`scdrugmap.tl.attribution_report`, and the names of the files in ``spec.output``.
     """
     import scdrugmap as sd
     from scdrugmap.predictor.predictor import load_predictor
@@ -62,11 +63,7 @@ def explain(spec: ExplainSpec, cells: Any, as_json: bool) -> None:
             cells, predictor, key=spec.key, by=spec.by, layer=spec.layer, device=spec.device, **rng
         )
     notes += [str(w.message) for w in caught if issubclass(w.category, ScDrugMapWarning)]
-    written = _write(spec, cells, inner, report, notes)
-    if as_json:
-        return print_json(output=str(spec.output), ok=report.ok, reasons=report.reasons, files=written)
-    console.print(f"wrote {spec.output}/: {', '.join(written)}")
-    console.print(report.to_text(), markup=False)
+    return report, _write(spec, cells, inner, report, notes)
 
 
 def _write(spec: ExplainSpec, cells: Any, inner: Any, report: Any, notes: list[str]) -> list[str]:
@@ -103,7 +100,7 @@ def _write(spec: ExplainSpec, cells: Any, inner: Any, report: Any, notes: list[s
 
 
 def read_explained(folder: Path) -> dict[str, Any]:
-    """Tables and verdict of a folder that this command wrote.
+    """Tables and verdict of a folder that :func:`explain` wrote.
 
     Raises
     ------
