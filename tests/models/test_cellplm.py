@@ -199,14 +199,15 @@ def test_batch_holds_the_logarithms_of_the_counts(data, sample, empty):
 
 
 @pytest.mark.parametrize(
-    "counts", [[3, 1, 0, 2, 1], [1.5, 1, 0, 2, 1], [2.0**40, 1, 1, 1, 1], [-0.5, -0.25, 1, 1, 1], []],
+    "counts", [[3, 1, 0, 2, 1], [1.5, 1, 0, 2, 1], [2.0**40, 1, 1, 1, 1], [-1, 1, 2, 1, 1], []],
     ids=["whole", "fractions", "large", "negative", "none"],
 )  # fmt: skip
 def test_logarithms_are_those_of_each_value(counts):
     counts = np.array(counts, dtype=np.float64)
-    found = _log1p(counts)
+    with np.errstate(divide="ignore"):
+        found, expected = _log1p(counts), np.log1p(counts).astype(np.float32)
     assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, np.log1p(counts).astype(np.float32))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_stream_equals_one_forward_pass(model):
