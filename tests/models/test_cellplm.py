@@ -18,7 +18,7 @@ from scdrugmap._errors import CheckpointError, InputError
 from scdrugmap.embedding.embed import embed_counts
 from scdrugmap.embedding.source import CountSource
 from scdrugmap.genes import Genes
-from scdrugmap.models.cellplm import CellPLM, CellPLMNetwork
+from scdrugmap.models.cellplm import CellPLM, CellPLMNetwork, _log1p
 from scdrugmap.models.kit.counts import Counts, uniforms
 from scdrugmap.models.kit.flowformer import Projected
 
@@ -196,6 +196,18 @@ def test_batch_holds_the_logarithms_of_the_counts(data, sample, empty):
     if sample:
         assert batch["uniforms"].shape == (len(X), 16)
         assert ((batch["uniforms"] >= 0) & (batch["uniforms"] <= 1)).all()
+
+
+@pytest.mark.parametrize(
+    "counts", [[3, 1, 0, 2, 1], [1.5, 1, 0, 2, 1], [2.0**40, 1, 1, 1, 1], [-1, 1, 2, 1, 1], []],
+    ids=["whole", "fractions", "large", "negative", "none"],
+)  # fmt: skip
+def test_logarithms_are_those_of_each_value(counts):
+    counts = np.array(counts, dtype=np.float64)
+    with np.errstate(divide="ignore"):
+        found, expected = _log1p(counts), np.log1p(counts).astype(np.float32)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_stream_equals_one_forward_pass(model):

@@ -175,6 +175,12 @@ def test_tokens_take_equals_a_loop(lengths, random):
         np.testing.assert_array_equal(row, np.concatenate([want, -np.ones(len(row) - len(want))]))
 
 
+def test_all_tokens_as_they_stand_are_not_copied():
+    tokens = Tokens(np.array([0, 1, 3]), np.arange(3), None, np.ones(2, bool))
+    assert tokens.take(np.arange(2)) is tokens
+    np.testing.assert_array_equal(tokens.take(np.array([1, 0])).ids, [1, 2, 0])
+
+
 def test_alignment_equals_a_dense_sum():
     rng = np.random.default_rng(0)
     dense = rng.poisson(0.7, (6, 9)).astype(np.float32)
@@ -190,6 +196,33 @@ def test_alignment_equals_a_dense_sum():
     assert list(Alignment.match(names, vocabulary).genes) == ["d", "b", "a", "c"]
     assert list(Alignment.match(names, vocabulary, order="column").genes) == ["b", "a", "c", "d"]
     assert set(alignment.merged) == {"a", "b"}
+
+
+def unsorted(X):
+    """The same matrix with each row's entries from the last column to the first."""
+    X = X.copy()
+    for a, b in zip(X.indptr[:-1], X.indptr[1:], strict=True):
+        X.indices[a:b], X.data[a:b] = X.indices[a:b][::-1].copy(), X.data[a:b][::-1].copy()
+    X.has_sorted_indices = X.has_canonical_format = False
+    return X
+
+
+@pytest.mark.parametrize("given_as", [lambda X: X, unsorted], ids=["canonical", "unsorted"])
+@pytest.mark.parametrize("names", [["", "a", "x", "b", "c", "d", ""], ["a", "b", "c", "d"]], ids=["gaps", "all"])
+def test_columns_in_the_order_of_the_vocabulary_are_renamed_where_they_stand(names, given_as):
+    dense = np.random.default_rng(0).poisson(0.7, (6, len(names))).astype(np.float32)
+    X = sparse.csr_matrix(dense)
+    X.data[[2, 5]] = 0  # stored zeros
+    alignment = Alignment.match(np.array(names), {"a": 3, "b": 5, "c": 6, "d": 8})
+    given = given_as(X)
+    kept = given.copy()
+    out = alignment.apply(given)
+    assert out.dtype == np.float64 and out.has_sorted_indices and (out.data != 0).all()
+    np.testing.assert_array_equal(out.toarray(), X.toarray()[:, [bool(n) and n != "x" for n in names]])
+    out.data += 1
+    out.indptr += 1
+    for part in ("data", "indices", "indptr"):
+        np.testing.assert_array_equal(getattr(given, part), getattr(kept, part))
 
 
 def test_cell_keys_depend_on_content_alone(cells):

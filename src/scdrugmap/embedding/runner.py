@@ -10,9 +10,10 @@ import hashlib
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from scdrugmap.models.kit.tokens import Tokens
 from scdrugmap.models.kit.values import check_values
 from scdrugmap.settings import settings
 
+T = TypeVar("T")
 BLOCK = 2048
 #: Batches that wait, collated, for the network.
 AHEAD = 2
@@ -216,14 +218,8 @@ class LocalRun(Run):
     def _computed(self, blocks: Iterator[_Block]) -> Iterator[tuple[_Block, np.ndarray | None]]:
         """Run the network over blocks, one batch after the other."""
         out = None
-        batches = ahead(self._collated(blocks), AHEAD)
-        try:
-            while True:
-                start = time.perf_counter()
-                piece = next(batches, None)
-                self.work.waiting_seconds += time.perf_counter() - start
-                if piece is None:
-                    return
+        with closing(self._waited(ahead(self._collated(blocks), AHEAD))) as pieces:
+            for piece in pieces:
                 block = piece.block
                 if block.tokens is not None and out is None:
                     out = np.full((block.n_cells, self.model.dim), np.nan, dtype=np.float32)
@@ -233,8 +229,17 @@ class LocalRun(Run):
                     self.work.n_resumed += block.n_cells if block.resumed else 0
                     values, out = out, None
                     yield block, values
-        finally:
-            batches.close()
+
+    def _waited(self, coming: Generator[T, None, None]) -> Generator[T, None, None]:
+        """Yield what a thread works out ahead, and note how long the network waited for it."""
+        with closing(coming):
+            while True:
+                start = time.perf_counter()
+                item = next(coming, None)
+                self.work.waiting_seconds += time.perf_counter() - start
+                if item is None:
+                    return
+                yield item
 
     def _collated(self, blocks: Iterator[_Block]) -> Iterator[_Piece]:
         """Divide blocks into batches and make their tensors."""
@@ -293,17 +298,8 @@ class LocalRun(Run):
                 yield self._tokenize(self._counts(self.source[rows], rows, None))
 
         def blocks() -> Iterator[Tokens]:
-            coming = ahead(read(), 1)
-            try:
-                while True:
-                    start = time.perf_counter()
-                    tokens = next(coming, None)
-                    self.work.waiting_seconds += time.perf_counter() - start
-                    if tokens is None:
-                        return
-                    yield tokens
-            finally:
-                coming.close()
+            with closing(self._waited(ahead(read(), 1))) as coming:
+                yield from coming
 
         return blocks
 

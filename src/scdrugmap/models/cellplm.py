@@ -187,7 +187,7 @@ class CellPLM(GroupModel):
         The numbers to draw with stand under ids from the vocabulary's size on, so that they stay with their cell.
         """
         X, n = counts.X, counts.X.shape[0]
-        ids, values = counts.ids[X.indices], np.log1p(X.data).astype(np.float32)
+        ids, values = counts.ids.astype(np.int32)[X.indices], _log1p(X.data)
         usable = (np.diff(X.indptr) > 0) | (self.options.empty_cells == "keep")
         draws = self._draws(counts)
         k = draws.shape[1]
@@ -195,7 +195,7 @@ class CellPLM(GroupModel):
         if k:
             own = np.arange(X.nnz) + k * counts.row_of
             tail = offsets[1:, None] - k + np.arange(k)
-            all_ids, all_values = np.empty(offsets[-1], np.int64), np.empty(offsets[-1], np.float32)
+            all_ids, all_values = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.float32)
             all_ids[own], all_values[own] = ids, values
             all_ids[tail], all_values[tail] = len(self._vocabulary) + np.arange(k), draws
             ids, values = all_ids, all_values
@@ -205,17 +205,20 @@ class CellPLM(GroupModel):
         """Flat genes and values of a group's cells with the first position of each, and the draws."""
         assert tokens.values is not None
         n, k = len(tokens), self._n_draws
+        offsets = torch.from_numpy((tokens.offsets[:-1] - k * np.arange(n)).astype(np.int32))
+        ids, values = tokens.ids.astype(np.int32, copy=False), tokens.values
+        if not k:
+            return {"ids": torch.from_numpy(ids), "values": torch.from_numpy(values), "offsets": offsets}
         tail = tokens.offsets[1:, None] - k + np.arange(k)
-        own = np.ones(len(tokens.ids), dtype=bool)
+        own = np.ones(len(ids), dtype=bool)
         own[tail] = False
-        batch = {
-            "ids": torch.from_numpy(tokens.ids[own].astype(np.int32)),
-            "values": torch.from_numpy(tokens.values[own]),
-            "offsets": torch.from_numpy((tokens.offsets[:-1] - k * np.arange(n)).astype(np.int32)),
+        drawn = torch.from_numpy(values[tail])
+        return {
+            "ids": torch.from_numpy(ids[own]),
+            "values": torch.from_numpy(values[own]),
+            "offsets": offsets,
+            "uniforms": drawn,
         }
-        if k:
-            batch["uniforms"] = torch.from_numpy(tokens.values[tail])
-        return batch
 
     def plan(self, tokens: Tokens, budget: int, batch_size: int | None) -> list[np.ndarray]:
         """Return one batch: the cells of a group are never divided to save memory."""
@@ -432,6 +435,16 @@ class CellPLMNetwork(nn.Module):
     def read(self, x: Tensor, draws: Tensor | None = None) -> Tensor:
         """Return the embedding from the output of the last layer; each cell by itself."""
         return self.latent(self.latent_norm(x), draws)
+
+
+def _log1p(counts: np.ndarray) -> np.ndarray:
+    """``log(1 + count)`` in float32; of few different whole numbers each is computed once."""
+    top = counts.max(initial=0)
+    if counts.min(initial=0) >= 0 and top < len(counts):
+        whole = counts.astype(np.int32)
+        if (whole == counts).all():
+            return np.log1p(np.arange(int(top) + 1)).astype(np.float32)[whole]
+    return np.log1p(counts).astype(np.float32)
 
 
 def _checked(config: Any, name: str) -> tuple[dict[str, Any], list[str]]:

@@ -38,7 +38,9 @@ class Tokens:
         return np.diff(self.offsets)
 
     def take(self, rows: np.ndarray) -> Tokens:
-        """Return the sequences of some cells, in the order of ``rows``."""
+        """Return the sequences of some cells, in the order of ``rows``; all of them as they stand are not copied."""
+        if len(rows) == len(self) and np.array_equal(rows, np.arange(len(self))):
+            return self
         lengths = self.lengths[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         flat = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][rows] - offsets[:-1], lengths)
@@ -49,8 +51,13 @@ class Tokens:
         """Return ``ids`` or ``values`` as an ``(n, longest)`` array, padded on the right with ``fill``."""
         flat = self.ids if of == "ids" else self.values
         assert flat is not None, "these tokens hold no values"
-        out = np.full((len(self), int(self.lengths.max(initial=0))), fill, dtype=flat.dtype)
-        out[self.positions()] = flat
+        lengths = self.lengths
+        longest = int(lengths.max(initial=0))
+        inside = np.arange(longest) < lengths[:, None]
+        if inside.all():
+            return flat.reshape(len(self), longest).copy()
+        out = np.full((len(self), longest), fill, dtype=flat.dtype)
+        out[inside] = flat
         return out
 
     def positions(self) -> tuple[np.ndarray, np.ndarray]:
