@@ -97,8 +97,6 @@ def products_rate(device: str, heads: int, d: int, hidden: int, batch: int = 128
         torch.bmm(h.mT, out, out=grad[1])
         torch.bmm(out, W[1].mT, out=h)
         torch.bmm(x.mT, h, out=grad[0])
-        for tensor in (h, out):
-            tensor.fill_(1.0)
         out[0, 0, 0].item()
 
     step()
@@ -173,6 +171,8 @@ def main() -> None:
         h = args.hidden
         flop = trained * 2 * (2 * d * h + 3 * h * h + 3 * h)
         few = folds[: args.published_folds]
+        if few:
+            published(X[:256], y[:256], [np.arange(26)], 1, h, args.device)  # what PyTorch imports at its first step
         slow = published(X, y, few, args.epochs, h, args.device) * len(folds) / len(few) if few else None
         if slow:
             share = flop / slow / rates["float32"]
