@@ -413,7 +413,7 @@ PARITY = {
 def test_parity_checkpoints_train(shared, name):
     """On every official layout, adapters fit labels that the head alone fits worse."""
     lr, n = PARITY[name]
-    options = {"heads": 4, "sample_size": 64} if name == "uce" else {}
+    options = {"uce": {"heads": 4, "sample_size": 64}, "scbert": {"max_length": 4000}}.get(name, {})
     folder = shared / "parity" / {"llama38b": "llama"}.get(name, name) / "checkpoint"
     model = sd.models.load(name, folder, **options)
     adata = ad.read_h5ad(shared / "parity" / "input.h5ad")
