@@ -108,6 +108,17 @@ def test_exit_codes_and_json(fails, code, monkeypatch, tmp_path):
     assert out.read_text().startswith("model,cells,tokens,cells_per_second")
 
 
+@pytest.mark.parametrize(
+    "given",
+    [["--models", "scgpt", "tgpt"], ["--models", "scgpt,tgpt"], ["-m", "scgpt", "-m", "tgpt"], ["scgpt", "tgpt"]],
+)
+def test_models_are_named_as_one_likes(given, monkeypatch):
+    monkeypatch.setattr(module, "_elsewhere", lambda asked: row(asked["key"]))
+    done = CliRunner().invoke(app, ["bench", *given, "--cells", "2", "--json"])
+    assert done.exit_code == 0, done.output
+    assert [r["model"] for r in json.loads(done.stdout)["table"]] == ["scgpt", "tgpt"]
+
+
 def test_a_name_that_is_none_is_wrong_usage():
     done = CliRunner().invoke(app, ["bench", "--models", "scgtp"])
     assert done.exit_code == 2

@@ -177,8 +177,9 @@ def recommend(
 
 @app.command(rich_help_panel=MORE)
 def bench(
+    more: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="Further models.")] = None,
     models: Annotated[
-        list[str] | None, typer.Option("--models", "-m", help="Model; repeat it; all but Llama by default.")
+        list[str] | None, typer.Option("--models", "-m", help="Models; all but Llama by default.")
     ] = None,
     cells: Annotated[int, typer.Option(help="Most cells of a pass.")] = 32,
     seconds: Annotated[float, typer.Option(help="Time for the passes of one model.")] = 30.0,
@@ -192,11 +193,11 @@ def bench(
 ) -> None:
     """Measure how fast this machine embeds at the official sizes, with random weights. No download.
 
-    Example: scdrugmap bench --models scgpt --cells 8
+    Example: scdrugmap bench --models scgpt tgpt --cells 8
     """
     from scdrugmap.cli._bench import run_bench
 
-    run_bench(output, as_json=json, models=models, cells=cells, seconds=seconds, size=size, device=device,
+    run_bench(output, as_json=json, models=[*(models or []), *(more or [])], cells=cells, seconds=seconds, size=size, device=device,
               precision=precision)  # fmt: skip
 
 

@@ -17,7 +17,7 @@ SHOWN = ["model", "cells", "cells_per_second", "gflops", "matmul_gflops", "ratio
          "feed_per_second", "memory_gb", "note"]  # fmt: skip
 
 
-def run_bench(output: Path | None, *, as_json: bool, models: list[str] | None, **arguments: Any) -> None:
+def run_bench(output: Path | None, *, as_json: bool, models: list[str], **arguments: Any) -> None:
     """Print and write what :func:`scdrugmap.testing.bench` measures.
 
     Parameters
@@ -38,7 +38,7 @@ def run_bench(output: Path | None, *, as_json: bool, models: list[str] | None, *
 
     if output is not None:
         check_writable(output, ".csv", ".parquet")
-    names = [part for name in models or [] for part in name.split(",") if part] or None
+    names = [part for name in models for part in name.split(",") if part] or None
     table = sd.testing.bench(names, show=lambda name: progress.print(f"measuring {name} ..."), **arguments)
     if output is not None:
         write_frame(table, output, index=False)
