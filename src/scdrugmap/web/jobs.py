@@ -95,7 +95,7 @@ def expire(server: Server, job_id: str) -> Job | None:
             db.delete(job)
             job = None
         elif job is not None and job.state != "expired":
-            job.state, job.stage, job.title, job.request = "expired", "expired", "A result past its time", {}
+            job.state, job.stage, job.title, job.request = "expired", "deleted", "A result past its time", {}
             job.owner, job.reason = (
                 "",
                 "The result and the request were deleted when their time was over. Upload the file again.",
