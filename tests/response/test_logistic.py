@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from scdrugmap._errors import ScDrugMapWarning
 from scdrugmap.heads import logistic
 from scdrugmap.heads.fit import fit_folds, fit_with
 from scdrugmap.heads.logistic import TOLERANCE, fit_logistic, solvable
@@ -254,3 +255,10 @@ def test_a_hessian_that_is_far_off_costs_steps_and_not_the_solution(cells, monke
     monkeypatch.setattr(logistic._Curvature, "direction", lambda self, *a: 3000 * honest(self, *a))
     heads = fit_folds(make_head("logistic"), X, y, folds[:2])
     np.testing.assert_allclose(scores(heads, X), expected(X, y, folds[:2]), atol=1e-4, rtol=1e-4)
+
+
+def test_a_solution_that_is_not_the_minimum_says_so(monkeypatch):
+    X = np.random.default_rng(0).normal(size=(60, 3))
+    monkeypatch.setattr(logistic, "_RENEWALS", 0)
+    with pytest.warns(ScDrugMapWarning, match="not at its minimum"):
+        fit_logistic(make_head("logistic"), X, (X[:, 0] > 0).astype(int), [np.arange(60)])

@@ -23,6 +23,8 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_X_y, column_or_1d
 
+from scdrugmap._logging import warn
+
 #: With more features the Hessian would take longer than scikit-learn's solver.
 MOST_FEATURES = 4096
 #: Largest entry of the gradient of the mean loss at the solution (scikit-learn's default stops at 1e-4).
@@ -319,6 +321,10 @@ def _alone(problem: _Problem, w: np.ndarray, mixture: np.ndarray, tolerance: flo
         if arrived.all() or (after == w).all():  # no step goes further down: the minimum to the last digit
             return after, passes
         w = after
+    if tolerance == TOLERANCE:
+        warn(
+            f"logistic regression is not at its minimum after {_RENEWALS} Hessians: its scores are approximate. Lower C."
+        )
     return w, passes
 
 
