@@ -185,6 +185,30 @@ def test_the_link_of_an_expired_job_says_so_and_nothing_else(server: Any, by: st
         assert db.get(Job, job.id) is None
 
 
+def test_an_expiry_that_is_cut_short_is_tried_again(server: Any, monkeypatch: Any) -> None:
+    from scdrugmap.web import jobs
+    from scdrugmap.web.database import session
+    from scdrugmap.web.keeper import expire
+
+    job = jobs.new_job(server, "x", {"kind": "predict", "options": {}}, "t")
+    job.state, job.expires = "done", time.time() - 1
+    with session(server.engine) as db:
+        db.add(job)
+    place = jobs.folder(server, job.id) / "result"
+    place.mkdir(parents=True)
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(jobs.shutil, "rmtree", killed)
+        expire(server)
+    assert place.exists()
+    expire(server)
+    assert not place.parent.exists()
+    assert jobs.find(server, job.id).state == "expired"
+
+
 def test_a_card_shows_no_markup_of_strangers() -> None:
     from scdrugmap.web.render import card
 

@@ -88,20 +88,25 @@ def find(server: Server, job_id: str) -> Job:
 
 def expire(server: Server, job_id: str) -> Job | None:
     """Delete the files of a job past its time and what was asked; for a while its link says so, then nothing is left."""
+    # Files first: a record that still says "done" is tried again where this is cut short.
+    shutil.rmtree(folder(server, job_id), ignore_errors=True)
     now = time.time()
     with session(server.engine) as db:
         job = db.get(Job, job_id)
-        if job is not None and job.state == "expired" and job.expires <= now:
-            db.delete(job)
-            job = None
-        elif job is not None and job.state != "expired":
-            job.state, job.stage, job.title, job.request = "expired", "deleted", "A result past its time", {}
-            job.owner, job.reason = (
+        if job is not None and job.state == "expired":
+            if job.expires <= now:
+                db.delete(job)
+                job = None
+        elif job is not None:
+            job.state, job.stage, job.title, job.request, job.owner = (
+                "expired",
+                "deleted",
+                "A result past its time",
+                {},
                 "",
-                "The result and the request were deleted when their time was over. Upload the file again.",
             )
+            job.reason = "The result and the request were deleted when their time was over. Upload the file again."
             job.expires = now + REMEMBERED
-    shutil.rmtree(folder(server, job_id), ignore_errors=True)
     return job
 
 
