@@ -113,27 +113,20 @@ def fit_logistic(
     for folds in pairs.values():
         classes = np.unique(y[train_rows[folds[0]]])
         chosen = None if weights is None else [np.asarray(weights[f], dtype=np.float64) for f in folds]
-        _fit_together([out[f] for f in folds], X, y, classes, [train_rows[f] for f in folds], chosen)
+        heads = [out[f] for f in folds]
+        _keep(heads, classes, _Problem(heads, X, y, classes, [train_rows[f] for f in folds], chosen))
     return out
 
 
-def _fit_together(
-    heads: Sequence[Pipeline],
-    X: np.ndarray,
-    y: np.ndarray,
-    classes: np.ndarray,
-    train_rows: Sequence[np.ndarray],
-    weights: Sequence[np.ndarray] | None,
-) -> None:
-    """Fit one head per fold, all of the same two classes, in place."""
-    problem = _Problem(heads, X, y, classes, train_rows, weights)
+def _keep(heads: Sequence[Pipeline], classes: np.ndarray, problem: _Problem) -> None:
+    """Solve a problem and set what scikit-learn's fit would have set, one head per fold."""
     solution, passes = _minima(problem)
     slope = solution[:-1] / problem.ratio  # (features, folds), of features standardised as each fold does
     intercept = solution[-1] + (slope * problem.offset).sum(axis=0)
     for i, head in enumerate(heads):
-        last = head.steps[-1][1]
-        last.classes_, last.n_features_in_ = classes, X.shape[1]
-        last.coef_, last.intercept_ = slope[None, :, i].astype(X.dtype), intercept[i : i + 1].astype(X.dtype)
+        last, dtype = head.steps[-1][1], problem.X.dtype
+        last.classes_, last.n_features_in_ = classes, len(slope)
+        last.coef_, last.intercept_ = slope[None, :, i].astype(dtype), intercept[i : i + 1].astype(dtype)
         last.n_iter_ = np.array([passes[i]], dtype=np.int32)
 
 
