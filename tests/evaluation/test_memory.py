@@ -57,6 +57,33 @@ def test_training_and_testing_all_folds_copies_no_features(monkeypatch):
     assert peak < X.nbytes / 2
 
 
+def mapped(X):
+    """The array on disk that an array is a view of, if there is one."""
+    while X is not None and not isinstance(X, np.memmap):
+        X = getattr(X, "base", None)
+    return X
+
+
+@pytest.mark.parametrize("ready", [True, False], ids=["in obsm", "by name"])
+def test_an_embedding_on_disk_stays_there(tmp_path, monkeypatch, ready):
+    import scdrugmap as sd
+    from scdrugmap.heads import fit
+    from scdrugmap.models import registry
+
+    cells = sd.datasets.simulate(n_studies=1, n_cells=120, n_genes=80, rng=0)
+    model, seen = registry.get("tgpt").random(sd._anndata.gene_ids(cells)), []
+    monkeypatch.setattr(fit, "fit_logistic", lambda *a: (seen.append(a[1]), logistic.fit_logistic(*a))[1])
+    options = {"head": "logistic", "n_folds": 2, "baselines": ["majority"], "rng": 0}
+    if ready:
+        sd.tl.embed(cells, model, store=tmp_path / "cells", progress=False)
+        sd.tl.benchmark(cells, models="X_tgpt", **options)
+    else:
+        monkeypatch.setattr(registry, "load", lambda *a, **k: model)
+        sd.tl.benchmark(cells, models="tGPT", store=tmp_path / "run", **options)
+    assert seen
+    assert all(mapped(X) is not None for X in seen)
+
+
 def test_cells_that_take_no_part_change_nothing():
     X = np.random.default_rng(1).normal(size=(300, 5)).astype(np.float32)
     kept = np.flatnonzero(np.arange(300) % 3)

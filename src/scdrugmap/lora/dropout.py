@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class AdapterDropout(nn.Dropout):
     """``nn.Dropout`` whose masks on a CPU are compared 32 random bits at a time.
 
-    PyTorch draws ten times slower there, on one thread, and keeps its mask as floats; with a mask for every adapter that is a
+    PyTorch draws several times slower there, on one thread, and keeps its mask as floats; with a mask for every adapter that is a
     noticeable part of a training step. PyTorch's own generator seeds every mask, so that ``torch.manual_seed`` and gradient
     checkpointing repeat it. On other devices it is PyTorch's dropout.
     """
