@@ -373,8 +373,9 @@ def test_workers_read_files_for_themselves_and_one_may_die(checkpoint, tmp_path,
 
     model, (_, genes) = TGPT.from_checkpoint(checkpoint), example_cells(N)
     expected = np.asarray(embed_counts(model, CountSource(cells(None).X), genes, Engine("cpu"), block_size=5).values)
-    place = tmp_path / "cells.h5ad"
-    cells(None).write_h5ad(place)
+    file, zarr = tmp_path / "cells.h5ad", tmp_path / "cells.zarr"
+    cells(None).write_h5ad(file)
+    cells(None).write_zarr(zarr)
     starts = tmp_path / "starts"
     starts.touch()
 
@@ -410,7 +411,7 @@ def test_workers_read_files_for_themselves_and_one_may_die(checkpoint, tmp_path,
     ):
         before = {str(pid) for pid in client.run(os.getpid).values()}
         client.run(slow_reads)
-        source = CountSource(open_cells(place).X)
+        source, stored = CountSource(open_cells(file).X), CountSource(open_cells(zarr).X)
         monkeypatch.setattr(FileCounts, "__getitem__", refused)
         killer = threading.Thread(target=kill_half_way, daemon=True)
         killer.start()
@@ -418,5 +419,7 @@ def test_workers_read_files_for_themselves_and_one_may_die(checkpoint, tmp_path,
         store = Engine("cpu", store=tmp_path / "store")
         found = embed_counts(model, source, genes, store, block_size=5, origin=origin)
         killer.join(10)
+        from_zarr = embed_counts(model, stored, genes, Engine("cpu"), block_size=5, origin=origin)
     assert killed and killed[0] in before and str(os.getpid()) not in starts.read_text().split()
     same(np.asarray(found.values), expected)
+    same(np.asarray(from_zarr.values), expected)
